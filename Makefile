@@ -1,0 +1,52 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO_SECONDS ?= 120
+
+.PHONY: help setup lint test demo up down bench lock clean
+
+help: ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make the virtual environment from the hashed lock file (Python 3.11 or 3.12, Linux x86-64)
+
+$(READY): requirements/dev.txt requirements/uv.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else "make: Python %d.%d found; the local Triton needs 3.11 or 3.12: make PYTHON=python3.11" % sys.version_info[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/uv.txt
+	$(BIN)/uv pip install --quiet --require-hashes -r requirements/dev.txt
+	$(BIN)/uv pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: $(READY) ## Watch three platforms become profiles: stack, training, worker, live view, refresh, proof (DEMO_SECONDS=120)
+	$(BIN)/xplat demo --seconds $(DEMO_SECONDS)
+
+test: $(READY) ## Run every test against a real Kafka and a real Triton
+	$(BIN)/python -m pytest -q
+
+lint: $(READY) ## Check style, types and the direction of the arrows
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+up: $(READY) ## Start Kafka and Triton and create the topics
+	$(BIN)/xplat up
+
+down: $(READY) ## Stop them; data stays in .xplat/
+	$(BIN)/xplat down
+
+bench: $(READY) ## Measure this machine beside stock Faust
+	$(BIN)/xplat bench fold
+
+lock: $(READY) ## Resolve the lock files again
+	$(BIN)/uv pip compile --quiet --generate-hashes --no-build requirements/uv.in -o requirements/uv.txt
+	for extra in dev worker trainer; do \
+	  $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-build --upgrade \
+	    --extra $$extra pyproject.toml -o requirements/$$extra.txt; \
+	done
+
+clean: ## Stop the stack and remove everything that was made, data included
+	test ! -x $(BIN)/xplat || $(BIN)/xplat down
+	rm -rf .venv .xplat dist .pytest_cache .mypy_cache .ruff_cache model_repo/*/[0-9]* model_repo.staging

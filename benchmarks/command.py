@@ -1,0 +1,38 @@
+"""`xplat bench`: the benchmarks, each with `--json`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+
+app = typer.Typer(help="Measure this machine; every figure in the README comes from here.", no_args_is_help=True)
+_console = Console(stderr=True)
+
+
+@app.callback()
+def _root() -> None:
+    """Measure this machine; every figure in the README comes from here."""
+
+
+@app.command()
+def fold(
+    events: Annotated[int, typer.Option(min=1000, help="Events for the worker.")] = 400_000,
+    stock_events: Annotated[int, typer.Option(min=1000, help="Events for stock Faust, which is slow.")] = 20_000,
+    users: Annotated[int, typer.Option(min=1, help="Uniformly chosen users.")] = 5000,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,  # noqa: FBT002
+) -> None:
+    """JSON events → last-50 windows durable in RocksDB and changelog → one profile a touched user; beside stock Faust."""
+    from benchmarks.fold import bench_fold
+
+    result = bench_fold(
+        events=events, stock_events=stock_events, users=users, report=lambda line: _console.print(line, highlight=False)
+    )
+    if json:
+        sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
+    else:
+        for name, value in msgspec.to_builtins(result).items():
+            _console.print(f"{name:24} {value}", highlight=False)

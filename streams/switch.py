@@ -1,0 +1,122 @@
+"""Which release scores, and how a running worker passes to the next one without a failed or lost update.
+
+The announcement names a release that Triton has loaded beside the one in use. Its files are checked, the texts in use
+are encoded with its encoder, and only then does the pipeline change over, between two chunks. Every request names its
+versions, so chunks under way finish with the release they began with. A release that cannot be used is logged and the
+one in use stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from xplat_stream.errors import OperatorError, XplatError
+from xplat_stream.kafka.codec import ACTIVE_KEY, decode_announcement
+from xplat_stream.kafka.log import latest_value
+from xplat_stream.kafka.topics import MODELS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from streams.metrics import Metrics
+    from streams.pipeline import Pipeline
+    from streams.store import PartitionStore
+    from xplat_stream.kafka.codec import Announcement
+    from xplat_stream.serving.releases import ModelRepository, Release
+    from xplat_stream.serving.texts import TextVectors
+    from xplat_stream.serving.triton import TritonScorer
+    from xplat_stream.settings import Settings
+
+log = logging.getLogger("xplat.worker")
+
+_WARM_BATCH: Final = 16
+"""Texts re-encoded between two chances for live traffic to be scored."""
+
+
+class ReleaseSwitch:
+    """Follows `interest.models.v1` and keeps the pipeline on the active release."""
+
+    def __init__(  # noqa: PLR0913 - what it connects
+        self,
+        settings: Settings,
+        *,
+        repository: ModelRepository,
+        scorer: TritonScorer,
+        vectors: TextVectors,
+        pipeline: Pipeline,
+        stores: Callable[[], Sequence[PartitionStore]],
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._repository = repository
+        self._scorer = scorer
+        self._vectors = vectors
+        self._pipeline = pipeline
+        self._stores = stores
+        self._metrics = metrics
+
+    async def start(self) -> None:
+        """Take up the release that is active now, if there is one.
+
+        Raises `TritonUnavailable` or `ReleaseError`: a worker does not start on a release it cannot use.
+        """
+        value = await asyncio.to_thread(latest_value, self._settings, MODELS, 0, ACTIVE_KEY)
+        if value is not None:
+            await self._take_up(decode_announcement(value))
+
+    async def follow(self) -> None:
+        """Change over whenever another release is announced, for ever."""
+        partition = TopicPartition(MODELS, 0)
+        consumer = AIOKafkaConsumer(bootstrap_servers=self._settings.kafka.bootstrap, enable_auto_commit=False)
+        consumer.assign([partition])
+        await consumer.start()
+        try:
+            # From the start of the log: what was announced since `start` looked must not be missed.
+            await consumer.seek_to_beginning(partition)
+            async for record in consumer:
+                if record.key == ACTIVE_KEY and record.value is not None:
+                    end = (await consumer.end_offsets([partition]))[partition]
+                    if record.offset + 1 == end:  # only the newest announcement counts
+                        await self._follow_one(decode_announcement(record.value))
+        finally:
+            await consumer.stop()
+
+    async def _follow_one(self, announcement: Announcement) -> None:
+        if self._pipeline.release is not None and announcement.release == self._pipeline.release.number:
+            return
+        try:
+            await self._take_up(announcement)
+        except XplatError as error:
+            held = self._pipeline.release.number if self._pipeline.release else 0
+            log.error("release %d is not taken up, %d stays: %s", announcement.release, held, error)  # noqa: TRY400
+
+    async def _take_up(self, announcement: Announcement) -> None:
+        started = time.monotonic()
+        release = await asyncio.to_thread(self._repository.load, announcement.release)
+        if not await self._scorer.is_ready(release):
+            raise OperatorError(
+                f"Triton has not loaded release {release.number}", where=self._settings.triton.url,
+                expected=f"encoder {release.encoder} and head {release.number} READY",
+                fix="Run `xplat train`, or load both models (explicit mode).",
+            )  # fmt: skip
+        before = self._pipeline.release
+        if before is not None and before.encoder != release.encoder:
+            await self._warm(release)
+        self._pipeline.release = release
+        self._metrics.release = release.number
+        if before is not None:
+            self._vectors.forget_encoders({before.encoder, release.encoder})
+        log.info("scoring with release %d after %.1f s", release.number, time.monotonic() - started)
+
+    async def _warm(self, release: Release) -> None:
+        """Encode the texts in use with the new encoder while the old release goes on scoring."""
+        texts = {text_hash: entry for store in self._stores() for text_hash, entry in store.all_texts()}
+        hashes = self._vectors.missing(release.encoder, texts)
+        for start in range(0, len(hashes), _WARM_BATCH):
+            await self._vectors.encode(release, {one: texts[one] for one in hashes[start : start + _WARM_BATCH]})
+            await asyncio.sleep(0)

@@ -1,0 +1,57 @@
+"""Fixtures that several test modules use: a real Kafka and a real Triton in a temporary folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from xplat_stream import local
+from xplat_stream.settings import KafkaSettings, LocalSettings, ModelSettings, Settings, TritonSettings, WorkerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the mark known also where pytest runs without the project's configuration."""
+    config.addinivalue_line("markers", "integration: needs a real Kafka and a real Triton, started by the test run")
+
+
+@pytest.fixture(scope="session")
+def stack_settings() -> Callable[..., Settings]:
+    """Return a maker of settings for a stack that lives in one folder and shares nothing with any other."""
+
+    def make(folder: Path, **ports: Any) -> Settings:  # noqa: ANN401 - fields of LocalSettings
+        repository = folder / "model_repo"
+        for config in (ROOT / "model_repo").glob("*/config.pbtxt"):
+            (repository / config.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(config, repository / config.parent.name)
+        return Settings(
+            local=LocalSettings(home=str(folder / "home"), **ports),
+            model=ModelSettings(repository=str(repository)),
+            worker=WorkerSettings(datadir=str(folder / "worker")),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, stack_settings: Callable[..., Settings]) -> Iterator[Settings]:
+    """Yield the settings of a running stack. Tests share it: use topics and users of your own, and stop nothing."""
+    settings = stack_settings(tmp_path_factory.mktemp("stack"))
+    lines: list[str] = []
+    try:
+        state = local.up(settings, report=lines.append)
+        yield msgspec.structs.replace(
+            settings,
+            kafka=KafkaSettings(bootstrap=state.kafka.address),
+            triton=TritonSettings(url=state.triton.address),
+        )
+    finally:
+        local.down(settings, report=lines.append)

@@ -1,0 +1,296 @@
+"""The command line: parsing and printing only.
+
+Commands that need more than the bare install (worker, train, bench) are entry points of the group ``xplat.commands``
+in the packages they belong to, so that `xplat tail` never imports torch and the library never imports its users.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from xplat_stream.errors import EXIT_OPERATOR, EXIT_SOFTWARE, DataError, OperatorError, XplatError
+from xplat_stream.event import UserId
+from xplat_stream.kafka.consumer import ProfileConsumer, current_profile
+from xplat_stream.kafka.topics import check_topics, create_topics, partition_counts
+from xplat_stream.settings import Settings, load_settings
+from xplat_stream.taxonomy import load_taxonomy
+from xplat_stream.verify import verify as verify_log
+from xplat_stream.verify import wait_until_caught_up
+
+app = typer.Typer(
+    name="xplat", help="Live interest profiles of people across platforms.", no_args_is_help=True,
+    pretty_exceptions_enable=False, add_completion=False,
+)  # fmt: skip
+topics_app = typer.Typer(help="The Kafka topics.", no_args_is_help=True)
+app.add_typer(topics_app, name="topics")
+console = Console()
+errors = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def main() -> NoReturn:
+    """Run the command line; a person's mistake is one line and exit code 2."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    _add_installed_commands()
+    try:
+        code = app(arguments, standalone_mode=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe went away: not our error
+        sys.exit(0)
+    except XplatError as error:
+        if debug:
+            raise
+        errors.print(f"xplat: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(EXIT_OPERATOR if isinstance(error, OperatorError) else 1)
+    except Exception as error:
+        if debug:
+            raise
+        words = f"xplat: unexpected {type(error).__name__}: {error}; run it with --debug and report it"
+        errors.print(words, markup=False, highlight=False, soft_wrap=True)
+        sys.exit(EXIT_SOFTWARE)
+    sys.exit(code)
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # noqa: ARG001, FBT002 - read in `main`
+) -> None:
+    """Live interest profiles of people across platforms."""
+
+
+def _add_installed_commands() -> None:
+    for entry in sorted(entry_points(group="xplat.commands"), key=lambda entry: entry.name):
+        try:
+            command = entry.load()
+        except ModuleNotFoundError as error:
+            command = _absent(entry.name, error.name or "a package")
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=entry.name)
+        else:
+            app.command(entry.name)(command)
+
+
+def _absent(name: str, module: str) -> Any:  # noqa: ANN401 - a typer command
+    extra = {"train": "trainer"}.get(name, "worker")
+
+    def command() -> None:
+        raise OperatorError(
+            f"`xplat {name}` needs {module}", where="this Python environment", expected=f"the extra `{extra}`",
+            fix=f"pip install 'xplat-stream[{extra}]'",
+        )  # fmt: skip
+
+    command.__doc__ = f"Not installed: pip install 'xplat-stream[{extra}]'"
+    return command
+
+
+@app.command()
+def up() -> None:
+    """Start Kafka and Triton as child processes, or check the ones given, and create the topics."""
+    from xplat_stream import local
+
+    local.up(
+        load_settings(), report=console.print,
+        external_kafka=os.environ.get("XPLAT_KAFKA__BOOTSTRAP"), external_triton=os.environ.get("XPLAT_TRITON__URL"),
+    )  # fmt: skip
+    created = create_topics(load_settings())
+    console.print(f"topics {'created: ' + ', '.join(created) if created else 'in place'}", highlight=False)
+
+
+@app.command()
+def down() -> None:
+    """Stop the local stack. Data stays; the next `xplat up` goes on with it."""
+    from xplat_stream import local
+
+    local.down(load_settings(), report=console.print)
+
+
+@app.command()
+def status(json: Json = False) -> None:  # noqa: FBT002 - a flag of the command line
+    """Say what runs where."""
+    from xplat_stream import local
+
+    settings = load_settings()
+    state = local.status(settings)
+    if json:
+        _print_json(state)
+        return
+    console.print(_table_of(msgspec.to_builtins(state)))
+
+
+@topics_app.command("create")
+def topics_create() -> None:
+    """Create every topic that is missing, with the right policy and partition count."""
+    created = create_topics(load_settings())
+    console.print("\n".join(created) or "all topics in place", highlight=False)
+
+
+@topics_app.command("list")
+def topics_list(json: Json = False) -> None:  # noqa: FBT002 - a flag of the command line
+    """List the topics on the broker with their partition counts, and check them."""
+    settings = load_settings()
+    counts = partition_counts(settings)
+    if json:
+        _print_json(counts)
+    else:
+        console.print(_table_of(dict(sorted(counts.items()))))
+    check_topics(settings)
+
+
+@app.command()
+def simulate(  # noqa: PLR0913 - one option each
+    users: Annotated[int, typer.Option(min=1, help="People in the population.")] = 1000,
+    rate: Annotated[float, typer.Option(min=0, help="Live events per second, all platforms together.")] = 200.0,
+    seconds: Annotated[float, typer.Option(min=0, help="How long; 0 = until stopped.")] = 0.0,
+    history: Annotated[int, typer.Option(min=0, help="Past events published first, as fast as Kafka takes them.")] = 0,
+    history_days: Annotated[float, typer.Option(min=0.1, help="How far back the past events reach.")] = 30.0,
+    bad: Annotated[float, typer.Option(min=0, max=1, help="Share of malformed records on top.")] = 0.0,
+    duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of events sent twice.")] = 0.0,
+    out_of_order: Annotated[float, typer.Option(min=0, max=1, help="Share of events held back for a while.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same people and items.")] = 7,
+    truth: Annotated[Path | None, typer.Option(help="Where the latent interests go, for evaluation.")] = None,
+) -> None:
+    """Publish the behavior of a simulated population on three platforms."""
+    from xplat_stream.population import Population
+    from xplat_stream.simulate import simulate as run
+
+    settings = load_settings()
+    population = Population(load_taxonomy(settings.model.taxonomy), users=users, seed=seed)
+    truth = truth or Path(settings.local.home) / "truth.json"
+    _print_json(
+        run(
+            settings, population, history_events=history, history_days=history_days, rate_per_s=rate, seconds=seconds,
+            bad_share=bad, duplicate_share=duplicates, out_of_order_share=out_of_order, truth_path=truth,
+        )  # fmt: skip
+    )
+
+
+@app.command()
+def replay(
+    folder: Annotated[Path, typer.Argument(help="A recorded log: events.tsv.gz and items.tsv.gz.")],
+    speed: Annotated[float, typer.Option(min=0, help="0 = as fast as possible, N = N times real time.")] = 0.0,
+    limit: Annotated[int, typer.Option(min=0, help="Most events; 0 = all.")] = 0,
+    platforms: Annotated[str, typer.Option(help="Only these, separated by commas.")] = "",
+) -> None:
+    """Publish a recorded log to its platforms' topics, which are created where they are missing."""
+    from xplat_stream.replay import replay as run
+
+    wanted = [name.strip() for name in platforms.split(",") if name.strip()]
+    _print_json(run(load_settings(), folder, speed=speed, limit=limit, platforms=wanted))
+
+
+@app.command()
+def tail(
+    user: Annotated[str, typer.Option(help="Only this user.")] = "",
+    from_start: Annotated[bool, typer.Option("--from-start", help="Begin with what is there already.")] = False,  # noqa: FBT002
+    limit: Annotated[int, typer.Option(min=0, help="Stop after so many; 0 = never.")] = 0,
+    idle: Annotated[float, typer.Option(min=0, help="Stop after so many quiet seconds; 0 = never.")] = 0.0,
+    json: Json = False,  # noqa: FBT002
+) -> None:
+    """Print profiles as they are published."""
+    shown = 0
+    with ProfileConsumer(load_settings(), from_start=from_start) as consumer:
+        for change in consumer.changes(idle_s=idle or None):
+            if user and change.user_id != user:
+                continue
+            if json:
+                _print_json({"user_id": change.user_id, "profile": change.record})
+            elif change.record is None:
+                console.print(f"{change.user_id}  erased", markup=False)
+            else:
+                profile = change.record.data
+                top = "  ".join(f"{one.slug} {one.score:.2f} {_ARROWS[one.trend]}" for one in profile.interests[:4])
+                console.print(
+                    f"{profile.as_of:%H:%M:%S} {profile.user_id} r{profile.revision} {profile.status} "
+                    f"{sum(profile.window.platforms.values())} events  {top}", markup=False, highlight=False, soft_wrap=True,
+                )  # fmt: skip
+            shown += 1
+            if shown == limit:
+                return
+
+
+_ARROWS = {"rising": "↑", "falling": "↓", "steady": "·", "new": "+"}
+
+
+@app.command()
+def show(user: Annotated[str, typer.Argument(help="User id.")], json: Json = False) -> None:  # noqa: FBT002
+    """Show the current profile of one user, with the evidence for each interest."""
+    settings = load_settings()
+    record = current_profile(settings, UserId(user))
+    if record is None:
+        raise DataError(
+            f"no profile of user {user!r}", where=settings.kafka.bootstrap, expected="a user with at least one admitted event",
+            fix="`xplat tail --from-start` lists who has one.",
+        )  # fmt: skip
+    if json:
+        _print_json(record)
+        return
+    profile = record.data
+    console.print(
+        f"[bold]{user}[/]  revision {profile.revision}  {profile.status}  release {profile.model.release}  "
+        f"as of {profile.as_of:%Y-%m-%d %H:%M:%S}Z  {profile.window.platforms}", highlight=False,
+    )  # fmt: skip
+    table = Table("rank", "interest", "score", "moved", "because of")
+    for one in profile.interests:
+        because = "; ".join(f"{e.count}× {e.action} on {e.platform}: {e.example}" for e in one.evidence)
+        table.add_row(str(one.rank), one.label, f"{one.score:.3f}", f"{one.delta:+.3f} {one.trend}", because)
+    console.print(table)
+
+
+@app.command()
+def verify(
+    wait: Annotated[float, typer.Option(min=0, help="Give the workers so many seconds to catch up first.")] = 0.0,
+    json: Json = False,  # noqa: FBT002
+) -> None:
+    """Compare state and profiles with the log, byte for byte. Exit code 1 unless they are exact."""
+    settings = load_settings()
+    caught_up = wait_until_caught_up(settings, timeout_s=wait)
+    if not caught_up:
+        errors.print("the worker group has not committed the whole log; what it still has to read counts as missing")
+    verdict = verify_log(settings, report=lambda line: errors.print(line, highlight=False))
+    if json:
+        _print_json(verdict)
+    else:
+        console.print(_table_of({**msgspec.to_builtins(verdict), "verdict": "exact" if verdict.exact else "NOT EXACT"}))
+    if not verdict.exact:
+        raise typer.Exit(1)
+
+
+@app.command("settings")
+def show_settings() -> None:
+    """Print every setting as it is in force here, as JSON."""
+    _print_json(_readable(load_settings()))
+
+
+def _readable(settings: Settings) -> dict[str, Any]:
+    return dict(msgspec.to_builtins(settings))
+
+
+def _print_json(value: Any) -> None:  # noqa: ANN401 - whatever msgspec encodes
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _table_of(values: dict[str, Any]) -> Table:
+    table = Table(show_header=False)
+    for name, value in values.items():
+        table.add_row(name, value if isinstance(value, str) else msgspec.json.encode(value).decode())
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What goes through Kafka besides events: profiles, dead letters, release announcements."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from xplat_stream.profile import Profile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from xplat_stream.errors import RejectedEvent
+
+PROFILE_TYPE: Final = "org.xplat.profile.v1"
+
+Headers = list[tuple[str, bytes]]
+
+
+class ProfileRecord(msgspec.Struct, frozen=True, gc=False):
+    """A profile in its CloudEvents envelope. `latency_ms`: Kafka's time of the newest event → publication."""
+
+    specversion: str
+    id: str
+    source: str
+    type: str
+    time: datetime
+    partitionkey: str
+    datacontenttype: str
+    latency_ms: int
+    data: Profile
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_profile = msgspec.json.Decoder(ProfileRecord).decode
+
+
+def encode_profile(profile: Profile, *, source: str, published_at: datetime, latency_ms: int) -> bytes:
+    """Return a profile as structured CloudEvents JSON."""
+    return _encode(
+        ProfileRecord(
+            "1.0", f"{profile.user_id}:{profile.revision}", source, PROFILE_TYPE, published_at, profile.user_id,
+            "application/json", latency_ms, profile,
+        )  # fmt: skip
+    )
+
+
+def decode_profile(value: bytes) -> ProfileRecord:
+    """Read a profile record. Raises `msgspec.DecodeError`."""
+    return _decode_profile(value)
+
+
+class Announcement(msgspec.Struct, frozen=True):
+    """Which release is active, as announced on `interest.models.v1` under the key ``active``."""
+
+    release: int
+    previous: int
+    encoder: int
+    announced_at: datetime
+
+
+ACTIVE_KEY: Final = b"active"
+_decode_announcement = msgspec.json.Decoder(Announcement).decode
+
+
+def encode_announcement(announcement: Announcement) -> bytes:
+    """Return an announcement as JSON."""
+    return _encode(announcement)
+
+
+def decode_announcement(value: bytes) -> Announcement:
+    """Read an announcement. Raises `msgspec.DecodeError`."""
+    return _decode_announcement(value)
+
+
+class Origin(NamedTuple):
+    """Where a record was read: topic, partition, offset and Kafka's own time in milliseconds."""
+
+    topic: str
+    partition: int
+    offset: int
+    received_at_ms: int
+
+
+MAX_LETTER_BYTES: Final = 2 * 1024 * 1024
+
+
+def dead_letter(value: bytes | None, rejection: RejectedEvent, origin: Origin) -> tuple[bytes, Headers]:
+    """Return the value and headers of a dead letter.
+
+    The value is the original, byte for byte; one longer than 2 MiB is cut, says so in the header ``cut-from``, and is
+    whole at the place the other headers name.
+    """
+    original = value or b""
+    headers: Headers = [
+        ("reason", rejection.reason.encode()),
+        ("detail", rejection.detail[:1000].encode("utf-8", "replace")),
+        ("topic", origin.topic.encode()),
+        ("partition", str(origin.partition).encode()),
+        ("offset", str(origin.offset).encode()),
+        ("received-at", datetime.fromtimestamp(origin.received_at_ms / 1000, UTC).isoformat().encode()),
+    ]
+    if value is None:
+        headers.append(("null", b"true"))
+    if len(original) > MAX_LETTER_BYTES:
+        headers.append(("cut-from", str(len(original)).encode()))
+    return original[:MAX_LETTER_BYTES], headers
+
+
+def rekeyed_headers(topic: str, received_at_ms: int) -> Headers:
+    """Return the headers under which a misplaced event travels to its own partition; `first_read` reads them."""
+    return [("topic", topic.encode()), ("received-at-ms", str(received_at_ms).encode())]
+
+
+def first_read(headers: Iterable[tuple[str, bytes]]) -> tuple[str, int]:
+    """Return the topic and Kafka time under which a rekeyed record was first read.
+
+    Raises `KeyError` or `ValueError` when the record was not written by a worker.
+    """
+    named = dict(headers)
+    return named["topic"].decode(), int(named["received-at-ms"])

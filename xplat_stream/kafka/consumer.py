@@ -1,0 +1,113 @@
+"""The consumer SDK: profiles as they change, or the last one of a user."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition, murmur2
+
+from xplat_stream.kafka.codec import ProfileRecord, decode_profile
+from xplat_stream.kafka.log import latest_value, positions
+from xplat_stream.kafka.topics import PROFILES, QUIET, kafka_unavailable, partition_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from xplat_stream.event import UserId
+    from xplat_stream.settings import Settings
+
+_POLL_S = 0.2
+
+
+class ProfileChange(NamedTuple):
+    """A user's profile as just published; `record` is None when the user was erased."""
+
+    user_id: UserId
+    record: ProfileRecord | None
+
+
+class ProfileConsumer:
+    """Follows `interest.profiles.v1`.
+
+    Profiles are delivered at least once: `changes` drops what is older than it has already yielded of a user.
+    Without a `group` every consumer sees every profile; with one, Kafka shares the partitions out and remembers.
+    """
+
+    def __init__(self, settings: Settings, *, group: str | None = None, from_start: bool = False) -> None:
+        self._settings = settings
+        self._revisions: dict[UserId, int] = {}
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": settings.kafka.bootstrap,
+                "group.id": group or "xplat-profile-consumer",
+                "enable.auto.commit": group is not None,
+                "auto.offset.reset": "earliest" if from_start or group else "latest",
+                **QUIET,
+            }
+        )
+        if group:
+            self._consumer.subscribe([PROFILES])
+        else:
+            counts = partition_counts(settings)
+            partitions = [TopicPartition(PROFILES, number) for number in range(counts.get(PROFILES, 0))]
+            self._consumer.assign(positions(self._consumer, partitions, at_end=not from_start))
+
+    def changes(self, *, idle_s: float | None = None) -> Iterator[ProfileChange]:
+        """Yield profiles as they are published, for ever, or until none came for `idle_s` seconds.
+
+        Raises `KafkaUnavailable` when the broker reports an error that does not pass.
+        """
+        quiet = 0.0
+        while idle_s is None or quiet < idle_s:
+            message = self._consumer.poll(_POLL_S)
+            if message is None:
+                quiet += _POLL_S
+                continue
+            error = message.error()
+            if error is not None:
+                if not error.retriable():
+                    raise kafka_unavailable(self._settings, KafkaException(error))
+                continue
+            quiet = 0.0
+            change = self._change(message.key(), message.value())
+            if change is not None:
+                yield change
+
+    def _change(self, key: bytes, value: bytes | None) -> ProfileChange | None:
+        user_id: UserId = key.decode()  # type: ignore[assignment]
+        if value is None:
+            self._revisions.pop(user_id, None)
+            return ProfileChange(user_id, None)
+        record = decode_profile(value)
+        if record.data.revision <= self._revisions.get(user_id, 0):
+            return None
+        self._revisions[user_id] = record.data.revision
+        return ProfileChange(user_id, record)
+
+    def close(self) -> None:
+        """Leave the group and close the connection."""
+        self._consumer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def current_profile(settings: Settings, user_id: UserId) -> ProfileRecord | None:
+    """Return the last profile of one user, None where there is none. Reads the one partition it can be in."""
+    count = partition_counts(settings).get(PROFILES, 0)
+    if not count:
+        return None
+    key = user_id.encode()
+    value = latest_value(settings, PROFILES, partition_for(key, count), key)
+    return None if value is None else decode_profile(value)
+
+
+def partition_for(key: bytes, count: int) -> int:
+    """Return the partition of a key under Java's murmur2 partitioner, which every topic keyed by user follows."""
+    return murmur2(key, count)

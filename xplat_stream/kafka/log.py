@@ -1,0 +1,146 @@
+"""Reading a stretch of the log from a start to its present end, in bulk.
+
+Used wherever the log is the truth: state recovery, `xplat verify`, training, looking up one profile.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, Message, TopicPartition
+
+from xplat_stream.adapters import admit
+from xplat_stream.errors import DeliveryError, RejectedEvent
+from xplat_stream.kafka.topics import (
+    ANSWER_S,
+    QUIET,
+    behavior_topic,
+    kafka_unavailable,
+    partition_counts,
+    platform_of,
+    platforms_on,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from xplat_stream.event import Event
+    from xplat_stream.settings import Settings
+
+_BATCH = 2000
+_POLL_S = 0.5
+
+
+class Span(NamedTuple):
+    """The records of one partition from `start` up to, not including, `end`."""
+
+    topic: str
+    partition: int
+    start: int
+    end: int
+
+
+def log_consumer(settings: Settings, *, committed: bool = True) -> Consumer:
+    """Return a consumer without a group, for reading by offset."""
+    return Consumer(
+        {
+            "bootstrap.servers": settings.kafka.bootstrap,
+            "group.id": "xplat-log-reader",  # librdkafka wants a name; nothing is ever committed under it
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed" if committed else "read_uncommitted",
+            "fetch.wait.max.ms": 50,
+            "queued.max.messages.kbytes": 65_536,
+            **QUIET,
+        }
+    )
+
+
+def spans(settings: Settings, topics: Sequence[str]) -> list[Span]:
+    """Return what the topics hold now, partition by partition. Raises `KafkaUnavailable`."""
+    counts = partition_counts(settings)
+    consumer = log_consumer(settings)
+    try:
+        return [
+            Span(topic, number, *consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=ANSWER_S))
+            for topic in topics
+            for number in range(counts.get(topic, 0))
+        ]
+    except KafkaException as error:
+        raise kafka_unavailable(settings, error) from error
+    finally:
+        consumer.close()
+
+
+def read_span(settings: Settings, span: Span) -> Iterator[list[Message]]:
+    """Yield the records of a span in batches, in offset order.
+
+    Ends when the position reaches `span.end`, however many offsets compaction or transactions have taken out.
+    Raises `DeliveryError` when the broker stops answering before that, `KafkaUnavailable` for a lasting error.
+    """
+    if span.start >= span.end:
+        return
+    consumer = log_consumer(settings)
+    try:
+        consumer.assign([TopicPartition(span.topic, span.partition, span.start)])
+        silent = 0.0
+        while True:
+            messages = consumer.consume(_BATCH, _POLL_S)
+            good = [message for message in messages if message.error() is None and message.offset() < span.end]
+            for message in messages:
+                error = message.error()
+                if error is not None and not error.retriable() and error.name() != "_PARTITION_EOF":
+                    raise kafka_unavailable(settings, KafkaException(error))
+            if good:
+                yield good
+            (position,) = consumer.position([TopicPartition(span.topic, span.partition)])
+            reached_end = any(message.error() is not None for message in messages)
+            if position.offset >= span.end or reached_end:
+                return
+            silent = 0.0 if messages else silent + _POLL_S
+            if silent > 6 * ANSWER_S:
+                message = f"{span.topic}[{span.partition}] stopped at {position.offset} of {span.end}"
+                raise DeliveryError(message, left=span.end - max(0, position.offset))
+    finally:
+        consumer.close()
+
+
+def read_behavior(settings: Settings) -> Iterator[tuple[Event | RejectedEvent | None, Message]]:
+    """Yield every record of every platform's topic with what admission makes of it, exactly as a worker does.
+
+    None stands for an event whose user has not consented to personalization. Raises as `read_span` does.
+    """
+    topics = [behavior_topic(platform) for platform in platforms_on(settings)]
+    for span in spans(settings, topics):
+        platform = platform_of(span.topic) or ""
+        for messages in read_span(settings, span):
+            for message in messages:
+                received_at_ms = message.timestamp()[1]
+                try:
+                    yield admit(message.key(), message.value(), platform=platform, received_at_ms=received_at_ms), message
+                except RejectedEvent as rejection:
+                    yield rejection, message
+
+
+def positions(consumer: Consumer, partitions: Sequence[TopicPartition], *, at_end: bool) -> list[TopicPartition]:
+    """Return the partitions with their end, or their beginning, resolved now rather than at the first poll."""
+    if not at_end:
+        return [TopicPartition(one.topic, one.partition, OFFSET_BEGINNING) for one in partitions]
+    ends = []
+    for one in partitions:
+        marks = consumer.get_watermark_offsets(one, timeout=ANSWER_S)
+        ends.append(TopicPartition(one.topic, one.partition, marks[1] if marks else OFFSET_END))
+    return ends
+
+
+def latest_value(settings: Settings, topic: str, partition: int, key: bytes) -> bytes | None:
+    """Return the last value of a key in a compacted partition, None where there is none or it was erased."""
+    found: bytes | None = None
+    for span in spans(settings, [topic]):
+        if span.partition == partition:
+            for messages in read_span(settings, span):
+                for message in messages:
+                    if message.key() == key:
+                        found = message.value()
+    return found

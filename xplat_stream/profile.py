@@ -1,0 +1,195 @@
+"""What is published for a user. Pure: a profile is a function of (window, model release, what was published before).
+
+`as_of` is T, the window's newest event, never the clock: replaying the log gives the same interests as running live.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+import msgspec
+
+from xplat_stream.event import Millis, TextHash, UserId
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from xplat_stream.state import Publication
+    from xplat_stream.taxonomy import Taxonomy
+    from xplat_stream.window import BehaviorWindow
+
+Status = Literal["fresh", "stale", "degraded", "cold_start", "erased"]
+Cause = Literal["behavior", "model", "decay", "late", "erase", "user"]
+
+TREND_STEP: Final = 0.01
+"""A score that moved by less than this is steady: the calibration of a score is no finer."""
+
+MAX_EVIDENCE: Final = 3
+MAX_EXAMPLE_CHARS: Final = 80
+
+
+class Evidence(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """Why an interest is there: how often, where and until when the user acted on items that carry its label."""
+
+    platform: str
+    action: str
+    count: int
+    last: datetime
+    example: str = ""
+
+
+class Interest(msgspec.Struct, frozen=True, gc=False):
+    """One label with its score in [0, 1], its rank from 1 and how it moved since the last publication."""
+
+    id: str
+    slug: str
+    label: str
+    score: float
+    rank: int
+    delta: float
+    trend: Literal["rising", "steady", "falling", "new"]
+    evidence: tuple[Evidence, ...] = ()
+
+
+class TaxonomyRef(msgspec.Struct, frozen=True, gc=False):
+    """Which taxonomy the label ids belong to."""
+
+    name: str
+    version: str
+    cattax: int
+
+
+class ModelRef(msgspec.Struct, frozen=True, gc=False):
+    """Which release scored this profile; 0 where nothing did."""
+
+    release: int
+    encoder: int = 0
+    head: int = 0
+
+
+class WindowRef(msgspec.Struct, frozen=True, gc=False):
+    """The window behind this profile. `digest` names its bytes: `xplat verify` compares it with the log."""
+
+    end: datetime
+    events: int
+    platforms: dict[str, int]
+    digest: str
+
+
+class Profile(msgspec.Struct, frozen=True, gc=False):
+    """The current interests of one user. `revision` grows with every publication and never goes back."""
+
+    user_id: UserId
+    revision: int
+    status: Status
+    cause: Cause
+    as_of: datetime
+    taxonomy: TaxonomyRef
+    model: ModelRef
+    window: WindowRef
+    interests: tuple[Interest, ...] = ()
+
+
+class KnownText(NamedTuple):
+    """What a profile may quote of a text: the labels of the item and the words."""
+
+    labels: tuple[str, ...]
+    text: str
+
+
+def instant(millis: Millis) -> datetime:
+    """Return a point in time as an aware UTC datetime."""
+    return datetime.fromtimestamp(millis / 1000, UTC)
+
+
+def window_digest(packed: bytes) -> str:
+    """Return the 16 hex digits that name a packed window."""
+    return blake2b(packed, digest_size=8).hexdigest()
+
+
+def unscored_profile(
+    user_id: UserId, window: BehaviorWindow, revision: int, taxonomy: Taxonomy, *, cause: Cause = "behavior"
+) -> Profile:
+    """Return the profile of a user whom no model has scored yet: the window alone, status ``cold_start``."""
+    return Profile(
+        user_id=user_id, revision=revision, status="cold_start", cause=cause, as_of=instant(window.end),
+        taxonomy=_taxonomy_ref(taxonomy), model=ModelRef(0), window=_window_ref(window),
+    )  # fmt: skip
+
+
+def scored_profile(  # noqa: PLR0913 - a profile is made of exactly these
+    user_id: UserId,
+    window: BehaviorWindow,
+    publication: Publication,
+    scores: Sequence[float],
+    *,
+    taxonomy: Taxonomy,
+    model: ModelRef,
+    known: Mapping[TextHash, KnownText],
+    max_interests: int,
+    cause: Cause = "behavior",
+) -> Profile:
+    """Return the profile for label `scores` (one in [0, 1] a label, taxonomy order).
+
+    `publication` is the state before this publication, its `revision` already the new one.
+    """
+    order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[:max_interests]
+    evidence = _evidence(window, known, {taxonomy.labels[index].id for index in order})
+    interests = []
+    for rank, index in enumerate(order, 1):
+        label = taxonomy.labels[index]
+        before = publication.score_of(index)
+        delta = 0.0 if before is None else scores[index] - before
+        trend: Literal["rising", "steady", "falling", "new"] = (
+            "new" if before is None
+            else "rising" if delta >= TREND_STEP
+            else "falling" if delta <= -TREND_STEP
+            else "steady"
+        )  # fmt: skip
+        interests.append(
+            Interest(
+                id=label.id, slug=label.slug, label=label.name, score=round(scores[index], 4), rank=rank,
+                delta=round(delta, 4), trend=trend, evidence=evidence.get(label.id, ()),
+            )  # fmt: skip
+        )
+    return Profile(
+        user_id=user_id, revision=publication.revision, status="fresh", cause=cause, as_of=instant(window.end),
+        taxonomy=_taxonomy_ref(taxonomy), model=model, window=_window_ref(window), interests=tuple(interests),
+    )  # fmt: skip
+
+
+def _evidence(
+    window: BehaviorWindow, known: Mapping[TextHash, KnownText], wanted: set[str]
+) -> dict[str, tuple[Evidence, ...]]:
+    counts: dict[tuple[str, str, str], tuple[int, Millis, str]] = {}
+    for event in window.events():
+        text = known.get(event.text_hash)
+        if text is None:
+            continue
+        for label in text.labels:
+            if label in wanted:
+                group = (label, event.platform, event.action)
+                count, last, example = counts.get(group, (0, Millis(0), ""))
+                if event.occurred_at >= last:
+                    last, example = event.occurred_at, text.text
+                counts[group] = (count + 1, last, example)
+    found: dict[str, list[Evidence]] = {}
+    for (label, platform, action), (count, last, example) in counts.items():
+        found.setdefault(label, []).append(
+            Evidence(platform, action, count, instant(last), example[:MAX_EXAMPLE_CHARS])
+        )
+    return {
+        label: tuple(sorted(items, key=lambda item: (-item.count, item.platform, item.action))[:MAX_EVIDENCE])
+        for label, items in found.items()
+    }
+
+
+def _taxonomy_ref(taxonomy: Taxonomy) -> TaxonomyRef:
+    return TaxonomyRef(taxonomy.name, taxonomy.version, taxonomy.cattax)
+
+
+def _window_ref(window: BehaviorWindow) -> WindowRef:
+    counts = window.counts()
+    return WindowRef(instant(window.end), sum(counts.values()), counts, window_digest(bytes(window)))

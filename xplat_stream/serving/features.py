@@ -1,0 +1,123 @@
+"""Text → token ids, and window → head inputs: the only feature code there is, used by worker and trainer alike.
+
+A release's manifest says which platforms, how many tokens and how many events its inputs were built with.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from xplat_stream.event import ACTION_INDEX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from xplat_stream.event import TextHash
+    from xplat_stream.window import BehaviorWindow, WindowEvent
+
+TOKEN_BUCKETS: Final = (8, 16, 32, 64)
+"""Padded text lengths in tokens: Triton joins only requests of equal shape, and padding costs compute."""
+
+EVENT_BUCKETS: Final = (8, 16, 32, 64, 128, 256)
+"""Padded window lengths in events."""
+
+_HOUR_MS: Final = 3_600_000.0
+
+
+class TokenBatch(NamedTuple):
+    """Texts of similar length, padded together. `where`: their positions in the list that was given."""
+
+    where: list[int]
+    input_ids: NDArray[np.int64]  # (texts, tokens)
+    attention_mask: NDArray[np.int64]  # (texts, tokens)
+
+
+class TextFeatures:
+    """Turns texts into the encoder's inputs with the tokenizer of one release."""
+
+    def __init__(self, tokenizer: Tokenizer, *, max_tokens: int = TOKEN_BUCKETS[-1]) -> None:
+        self._tokenizer = tokenizer
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_tokens)
+        self._buckets = [bucket for bucket in TOKEN_BUCKETS if bucket < max_tokens] + [max_tokens]
+
+    @classmethod
+    def from_file(cls, path: Path, *, max_tokens: int) -> TextFeatures:
+        """Read a Hugging Face ``tokenizer.json``."""
+        return cls(Tokenizer.from_file(str(path)), max_tokens=max_tokens)
+
+    def batches(self, texts: Sequence[str], *, size: int) -> Iterator[TokenBatch]:
+        """Yield the texts in batches of at most `size`, short texts first, each padded to a bucket."""
+        ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        order = sorted(range(len(ids)), key=lambda position: len(ids[position]))
+        for start in range(0, len(order), size):
+            where = order[start : start + size]
+            longest = len(ids[where[-1]])
+            width = next(bucket for bucket in self._buckets if bucket >= longest)
+            input_ids = np.zeros((len(where), width), np.int64)
+            attention_mask = np.zeros((len(where), width), np.int64)
+            for row, position in enumerate(where):
+                length = len(ids[position])
+                input_ids[row, :length] = ids[position]
+                attention_mask[row, :length] = 1
+            yield TokenBatch(where, input_ids, attention_mask)
+
+
+class HeadInputs(NamedTuple):
+    """Windows as the head reads them, padded to the longest. Index 0 of `action` marks padding.
+
+    `age` is log(1 + hours before T): a day is 3.2, a month 6.6.
+    """
+
+    vectors: NDArray[np.float16]  # (users, events, width)
+    platform: NDArray[np.int32]  # (users, events), 0 = a platform the release does not know
+    action: NDArray[np.int32]  # (users, events), 0 = padding
+    age: NDArray[np.float32]  # (users, events)
+
+
+def newest_events(window: BehaviorWindow, max_events: int) -> list[WindowEvent]:
+    """Return the newest `max_events` events a reader of the window sees, oldest first."""
+    return sorted(window.events(), key=lambda event: event.occurred_at)[-max_events:]
+
+
+def head_inputs(
+    windows: Sequence[BehaviorWindow],
+    vectors: Mapping[TextHash, bytes],
+    *,
+    platforms: Sequence[str],
+    width: int,
+    max_events: int,
+) -> HeadInputs:
+    """Build the head's inputs. `vectors` maps text hash → float16 bytes; a text not in it counts as the zero vector.
+
+    A window's age is counted from its own end (T), so the same window gives the same inputs for ever.
+    """
+    platform_index = {platform: index for index, platform in enumerate(platforms, 1)}
+    events_of = [newest_events(window, max_events) for window in windows]
+    longest = max(map(len, events_of), default=0)
+    length = next((bucket for bucket in EVENT_BUCKETS if bucket >= longest), longest)
+    shape = (len(windows), length)
+    vector = np.zeros((*shape, width), np.float16)
+    platform = np.zeros(shape, np.int32)
+    action = np.zeros(shape, np.int32)
+    time = np.zeros(shape, np.float64)
+    ends = np.zeros((len(windows), 1), np.float64)
+    nothing = bytes(2 * width)
+    for row, (window, events) in enumerate(zip(windows, events_of, strict=True)):
+        if not events:
+            continue
+        count = len(events)
+        packed = b"".join([vectors.get(event.text_hash, nothing) for event in events])
+        vector[row, :count] = np.frombuffer(packed, np.float16).reshape(count, width)
+        platform[row, :count] = [platform_index.get(event.platform, 0) for event in events]
+        action[row, :count] = [ACTION_INDEX[event.action] + 1 for event in events]
+        time[row, :count] = [event.occurred_at for event in events]
+        ends[row] = window.end
+    age = np.log1p(np.maximum(ends - time, 0.0) / _HOUR_MS) * (action > 0)
+    return HeadInputs(vector, platform, action, age.astype(np.float32))

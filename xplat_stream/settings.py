@@ -1,0 +1,237 @@
+"""Every setting, grouped by subject; the only reader of the environment.
+
+Sources, later ones win: the defaults below ▸ the running local stack's addresses (`.xplat/stack.json`) ▸
+`xplat.toml` in the working folder ▸ environment variables ``XPLAT_<GROUP>__<FIELD>``.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from xplat_stream.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX: Final = "XPLAT_"
+FILE: Final = "xplat.toml"
+STACK_FILE: Final = "stack.json"
+
+_Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+_Address = Annotated[str, Meta(pattern=r"^[^\s:,/]+:\d{1,5}(,[^\s:,/]+:\d{1,5})*$")]
+_Count = Annotated[int, Meta(ge=1)]
+_Seconds = Annotated[float, Meta(gt=0)]
+
+
+class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where Kafka is and how the topics are made."""
+
+    bootstrap: _Address = "127.0.0.1:9092"
+    """host:port, several separated by commas."""
+    partitions: _Count = 4
+    """Partitions of every topic keyed by user. One worker process serves at most this many; choose once."""
+    replication: _Count = 1
+    """Replicas of every topic created by this project; 3 on a real cluster."""
+    retention_days: _Count = 7
+    """How long behavior topics keep events. A worker whose changelog is lost rebuilds from them."""
+
+
+class WindowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much of a user's behavior counts (DESIGN: the window law)."""
+
+    per_platform: Annotated[int, Meta(ge=1, le=500)] = 50
+    """Newest events kept of each platform. 500 of three platforms are 61 kB a changelog record."""
+    horizon_days: Annotated[float, Meta(gt=0, le=3650)] = 90.0
+    """Nothing older than this before the user's newest event is kept."""
+
+    @property
+    def horizon(self) -> timedelta:
+        """The horizon as a duration."""
+        return timedelta(days=self.horizon_days)
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The Faust worker."""
+
+    app: _Name = "xplat"
+    """Consumer group and prefix of the changelog topic."""
+    datadir: Annotated[str, Meta(min_length=1)] = ".xplat/worker"
+    """RocksDB folder of one worker process; two processes need two."""
+    chunk_events: Annotated[int, Meta(ge=1, le=100_000)] = 4000
+    """Most events of one partition handled, and acknowledged, together."""
+    session_timeout_s: Annotated[float, Meta(ge=6, le=300)] = 10.0
+    """How soon Kafka gives a dead worker's partitions to another."""
+    cached_users: _Count = 50_000
+    """Decoded windows held in memory per partition, about 3 kB each; the rest is read from RocksDB."""
+    publish_timeout_s: _Seconds = 30.0
+    """A chunk whose records Kafka does not acknowledge for this long stops the worker, unacknowledged."""
+    metadata_interval_s: _Seconds = 5.0
+    """How often the worker looks for new `behavior.<platform>.v1` topics."""
+
+
+class TritonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The model server."""
+
+    url: _Address = "127.0.0.1:8001"
+    """host:port of the gRPC endpoint."""
+    deadline_s: _Seconds = 10.0
+    """Longest one inference call may take, encoder batches on a busy CPU included."""
+    encoder_batch: Annotated[int, Meta(ge=1, le=512)] = 8
+    """Texts an encoder call: on a CPU nothing is gained past 8, and more block the core; 64 on a GPU."""
+    head_batch: Annotated[int, Meta(ge=1, le=512)] = 64
+    """Users a head call."""
+
+
+class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Releases, and what their scores mean."""
+
+    repository: Annotated[str, Meta(min_length=1)] = "model_repo"
+    """Triton's model repository, as this machine sees it."""
+    taxonomy: str = ""
+    """Path of a taxonomy file; empty for the shipped IAB Audience Taxonomy 1.1."""
+    max_interests: Annotated[int, Meta(ge=1, le=1000)] = 10
+    """Interests a profile carries at the most."""
+
+
+class LocalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The local stack: Kafka and Triton as child processes."""
+
+    home: Annotated[str, Meta(min_length=1)] = ".xplat"
+    """Logs, data and addresses of the stack."""
+    kafka_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """Loopback port of the broker; 0 takes a free one."""
+    triton_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """Loopback gRPC port of Triton; 0 takes a free one."""
+    kafka_heap_mb: Annotated[int, Meta(ge=128)] = 512
+    """Java heap of the broker."""
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that can be set."""
+
+    platforms: Annotated[tuple[_Name, ...], Meta(min_length=1, max_length=255)] = ("shop", "video", "social")
+    """Platforms whose topics are created at the start; a worker also reads any other `behavior.*.v1` it finds."""
+    kafka: KafkaSettings = KafkaSettings()
+    window: WindowSettings = WindowSettings()
+    worker: WorkerSettings = WorkerSettings()
+    triton: TritonSettings = TritonSettings()
+    model: ModelSettings = ModelSettings()
+    local: LocalSettings = LocalSettings()
+
+
+def load_settings(environ: Mapping[str, str] | None = None, *, folder: Path | None = None) -> Settings:
+    """Read all sources. Raises `SettingsError` naming the variable or the file and key at fault."""
+    environ = os.environ if environ is None else environ
+    folder = folder or Path.cwd()
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    from_environment, from_toml = _from_environment(environ), _from_toml(folder / FILE)
+    home = _home(from_environment) or _home(from_toml) or LocalSettings().home
+    for name, source in (
+        (f"{home}/{STACK_FILE}", _from_stack(folder / home / STACK_FILE)),
+        (FILE, from_toml),
+        ("environment", from_environment),
+    ):
+        _overlay(merged, source, origin, name)
+    try:
+        return msgspec.convert(merged, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise _explained(error, origin) from error
+
+
+def _home(source: Mapping[str, Any]) -> str:
+    """Return the stack's folder as one source names it, empty when it does not: it is needed before all are read."""
+    group = source.get("local")
+    home = group.get("home", "") if isinstance(group, dict) else ""
+    return home if isinstance(home, str) else ""
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for variable in sorted(environ):
+        if not variable.startswith(PREFIX):
+            continue
+        group, _, field = variable.removeprefix(PREFIX).lower().partition("__")
+        if field:
+            fields = found.setdefault(group, {})
+            if isinstance(fields, dict):  # else the group itself is set to a word, which is refused later, by name
+                fields[field] = environ[variable]
+        elif group == "platforms":
+            found[group] = [name.strip() for name in environ[variable].split(",")]
+        else:
+            found[group] = environ[variable]
+    return found
+
+
+def _from_stack(path: Path) -> dict[str, Any]:
+    """Return the addresses the running local stack wrote; nothing when there is none."""
+    try:
+        return dict(msgspec.json.decode(path.read_bytes()).get("settings", {}))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise SettingsError(
+            f"the local stack's file cannot be read: {error}", where=str(path), expected="the JSON that `xplat up` writes",
+            fix="Delete the file; a stack that still runs is found by `pgrep -f kafka.Kafka`.",
+        ) from error  # fmt: skip
+
+
+def _from_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(
+            f"settings file cannot be read: {error}", where=str(path), expected="TOML",
+            fix="Correct the line named above.",
+        ) from error  # fmt: skip
+
+
+def _overlay(merged: dict[str, Any], source: Mapping[str, Any], origin: dict[str, str], name: str) -> None:
+    for key, value in source.items():
+        if isinstance(value, dict):
+            group = merged.setdefault(key, {})
+            if isinstance(group, dict):
+                group.update(value)
+            for field in value:
+                origin[f"{key}.{field}"] = name
+        else:
+            merged[key] = value
+        origin[key] = name
+
+
+def _explained(error: msgspec.ValidationError, origin: Mapping[str, str]) -> SettingsError:
+    """Translate msgspec's ``Expected `int`... - at `$.kafka.partitions` `` into the user's own words."""
+    message, _, path = str(error).partition(" - at `$")
+    key = path.rstrip("`").strip(".")
+    unknown = message.partition("unknown field `")[2].rstrip("`")
+    if unknown:
+        key = f"{key}.{unknown}".strip(".")
+    key = key.partition("[")[0]
+    source = origin.get(key, origin.get(key.partition(".")[0], "settings"))
+    variable = PREFIX + key.replace(".", "__").upper()
+    if unknown:
+        known = _fields_of(key.rpartition(".")[0])
+        return SettingsError(
+            f"unknown setting {variable if source == 'environment' else key}", where=source,
+            expected=f"one of {', '.join(known)}", fix="Correct the name or remove it.",
+        )  # fmt: skip
+    return SettingsError(
+        f"{variable if source == 'environment' else key} is not usable: {message}", where=source,
+        expected=message.partition("Expected ")[2] or "another value", fix="Correct the value or remove it.",
+    )  # fmt: skip
+
+
+def _fields_of(group: str) -> list[str]:
+    if not group:
+        return sorted(Settings.__struct_fields__)
+    owner = getattr(Settings(), group, None)
+    return sorted(owner.__struct_fields__) if isinstance(owner, msgspec.Struct) else []

@@ -1,0 +1,128 @@
+"""What a worker keeps, as it lies in RocksDB and in the changelog. Pure.
+
+Two kinds of record share one store and one changelog, told apart by the first byte of the key: ``w`` + user id holds
+a user's state, ``t`` + text hash holds a text with its vector. Both merge, so a store, a changelog and a paused
+worker's leftovers are reconciled in any order.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+import msgspec
+
+from xplat_stream.event import TextHash, UserId
+from xplat_stream.window import BehaviorWindow, WindowSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+USER_PREFIX: Final = b"w"
+TEXT_PREFIX: Final = b"t"
+FORMAT: Final = 1
+_HEAD = Struct(">BBQIH")  # format, flags, revision, release, number of scores
+_PENDING: Final = 1
+_SCORE_STEPS: Final = 0xFFFF
+
+
+def user_key(user_id: UserId) -> bytes:
+    """Return the store and changelog key of a user's state."""
+    return USER_PREFIX + user_id.encode()
+
+
+def text_key(text_hash: TextHash) -> bytes:
+    """Return the store and changelog key of a text."""
+    return TEXT_PREFIX + text_hash
+
+
+class Publication(NamedTuple):
+    """What was last published for a user: needed for change detection, outside the replay law.
+
+    `scores` holds one value in 0..65535 a label, in the release's label order; empty before the first scoring.
+    `pending` says that the profile still has to be scored.
+    """
+
+    revision: int = 0
+    release: int = 0
+    scores: tuple[int, ...] = ()
+    pending: bool = False
+
+    def published(self, release: int, scores: Sequence[float]) -> Self:
+        """Return the next publication state after `scores` of `release` went out under this revision."""
+        return self._replace(release=release, scores=tuple(round(score * _SCORE_STEPS) for score in scores))
+
+    def score_of(self, label_index: int) -> float | None:
+        """Return the score last published for a label, to 1/65535, or None before the first scoring."""
+        return self.scores[label_index] / _SCORE_STEPS if label_index < len(self.scores) else None
+
+
+class UserState(NamedTuple):
+    """The window of one user and what was last published of it."""
+
+    window: BehaviorWindow
+    publication: Publication
+
+    def merge(self, other: Self) -> Self:
+        """Union the windows; keep the publication of the highest revision, of equal ones the greater tuple.
+
+        Two copies can carry one revision (a paused worker and its successor both published): any fixed order will do.
+        """
+        newest = max(self.publication, other.publication)
+        return type(self)(self.window.merge(other.window), newest)
+
+    def pack(self) -> bytes:
+        """Return the changelog value: a 16-byte head, the scores, the window."""
+        publication = self.publication
+        scores = publication.scores
+        head = _HEAD.pack(
+            FORMAT, _PENDING if publication.pending else 0, publication.revision, publication.release, len(scores)
+        )
+        return head + Struct(f">{len(scores)}H").pack(*scores) + bytes(self.window)
+
+    @classmethod
+    def unpack(cls, spec: WindowSpec, packed: bytes) -> Self:
+        """Read a changelog value. Raises `ValueError` for an unknown format or a wrong length."""
+        if len(packed) < _HEAD.size or packed[0] != FORMAT:
+            message = f"user state of {len(packed)} bytes has format {packed[:1].hex()}; expected {FORMAT:02x}"
+            raise ValueError(message)
+        _, flags, revision, release, count = _HEAD.unpack_from(packed)
+        scores_end = _HEAD.size + 2 * count
+        if len(packed) < scores_end:
+            message = f"user state of {len(packed)} bytes ends inside its {count} scores"
+            raise ValueError(message)
+        scores = Struct(f">{count}H").unpack_from(packed, _HEAD.size)
+        return cls(
+            BehaviorWindow.from_bytes(spec, packed[scores_end:]),
+            Publication(revision, release, scores, bool(flags & _PENDING)),
+        )
+
+
+class TextEntry(msgspec.Struct, frozen=True, array_like=True):
+    """A text that windows refer to, with the vector one encoder version gave it.
+
+    `labels`: taxonomy label ids that the platform's own categories give the item; used as evidence.
+    `vector`: float16, little-endian, as many as the encoder is wide; empty while `encoder` is 0 (not encoded yet).
+    """
+
+    text: str
+    labels: tuple[str, ...] = ()
+    encoder: int = 0
+    vector: bytes = b""
+
+    def merge(self, other: Self) -> Self:
+        """Keep the vector of the newer encoder."""
+        return max(self, other, key=lambda entry: (entry.encoder, entry.vector, entry.text, entry.labels))
+
+    def pack(self) -> bytes:
+        """Return the changelog value (msgpack array)."""
+        return _pack_text(self)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> TextEntry:
+        """Read a changelog value. Raises `ValueError` (msgspec's is one) when it is not a text entry."""
+        return _unpack_text(packed)
+
+
+_pack_text = msgspec.msgpack.Encoder().encode
+_unpack_text = msgspec.msgpack.Decoder(TextEntry).decode

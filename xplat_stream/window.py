@@ -1,0 +1,242 @@
+"""The behavior window: a set, whatever order its events arrive in. Pure, no clock.
+
+A user's window is, for each platform, the top `per_platform` events by (occurred_at, event id, content hash)
+of the set of that user's admitted events inside [T - horizon, T], where T is the largest `occurred_at` seen for that
+user on any platform. Merging is union followed by the same truncation: associative, commutative, idempotent.
+
+An event is kept as one **row**: bytes of fixed length whose lexicographic order *is* that order, so that folding is
+list insertion and two windows are equal exactly when their bytes are::
+
+    occurred_at 8 | event digest 16 | content hash 8 | text hash 8 | action 1        41 bytes, big-endian
+
+Why truncation is safe: a row that fell out of a platform's top k has k newer rows above it; the horizon can only
+remove those after it would have removed the fallen one. What is gone stays gone in every order of arrival.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from datetime import timedelta
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from xplat_stream.event import ACTION_INDEX, ACTIONS, TEXT_HASH_BYTES, Event, Millis, TextHash, hash_text, item_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+Row = bytes
+
+ROW_BYTES: Final = 41
+FORMAT: Final = 1
+_TIME_END: Final = 8
+_DIGEST_END: Final = 24
+_CONTENT_END: Final = 32
+_TEXT_END: Final = 32 + TEXT_HASH_BYTES
+_EMPTY_TEXT: Final = hash_text("")
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """How much of a user's behavior counts.
+
+    `per_platform`: events kept of each platform, at least 1 (T must stay in the window).
+    `horizon`: nothing older than this before the user's newest event is kept.
+    `horizon_ms`: the same in milliseconds, worked out once.
+    """
+
+    per_platform: int = 50
+    horizon: timedelta = timedelta(days=90)
+    horizon_ms: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "horizon_ms", self.horizon // timedelta(milliseconds=1))
+        if not 1 <= self.per_platform <= 0xFFFF:  # noqa: PLR2004 - the count is packed in 16 bits
+            message = f"per_platform is {self.per_platform}; expected 1 to 65535"
+            raise ValueError(message)
+        if self.horizon <= timedelta(0):
+            message = f"horizon is {self.horizon}; expected more than zero"
+            raise ValueError(message)
+
+
+
+class WindowEvent(NamedTuple):
+    """One event as a window remembers it."""
+
+    platform: str
+    action: str
+    occurred_at: Millis
+    text_hash: TextHash
+
+
+def row_of(event: Event, text_hash: TextHash | None = None) -> Row:
+    """Return the row of an event. Pass `text_hash` when it is known already; hashing is a third of the cost."""
+    if text_hash is None:
+        text_hash = hash_text(item_text(event.object))
+    time = event.occurred_at.to_bytes(_TIME_END, "big")
+    action = ACTION_INDEX[event.action].to_bytes(1, "big")
+    content = blake2b(time + action + text_hash, digest_size=8)
+    content.update(f"{event.platform}\0{event.object.type}\0{event.object.id}\0{','.join(event.object.iab)}".encode())
+    return time + blake2b(event.event_id.encode(), digest_size=16).digest() + content.digest() + text_hash + action
+
+
+def occurred_at(row: Row) -> Millis:
+    """Return the event time of a row."""
+    return Millis(int.from_bytes(row[:_TIME_END], "big"))
+
+
+class BehaviorWindow:
+    """The recent behavior of one user. Folding returns a new window; a window never changes."""
+
+    __slots__ = ("_packed", "_platforms", "end", "spec")
+
+    def __init__(self, spec: WindowSpec, platforms: dict[str, list[Row]] | None = None) -> None:
+        self.spec = spec
+        self._platforms = {} if platforms is None else self._truncated(platforms)
+        self._packed: bytes | None = None
+        self.end: Millis = (
+            occurred_at(max([rows[-1] for rows in self._platforms.values()])) if self._platforms else Millis(0)
+        )
+        """T: the largest event time in the window, 0 when it is empty."""
+
+    def fold(self, additions: Iterable[tuple[str, Row]]) -> Self:
+        """Return this window with `(platform, row)` pairs added under the law."""
+        platforms = dict(self._platforms)
+        copied: set[str] = set()
+        for platform, row in additions:
+            rows = platforms.get(platform)
+            if rows is None:
+                platforms[platform] = [row]
+                copied.add(platform)
+                continue
+            if platform not in copied:
+                rows = platforms[platform] = rows.copy()
+                copied.add(platform)
+            if row > rows[-1]:
+                rows.append(row)
+            else:
+                at = bisect_left(rows, row)
+                if rows[at] != row:
+                    rows.insert(at, row)
+        return type(self)(self.spec, platforms) if copied else self
+
+    def merge(self, other: Self) -> Self:
+        """Return the union of two windows of the same user, truncated."""
+        return self.fold((platform, row) for platform, rows in other._platforms.items() for row in rows)
+
+    def _truncated(self, platforms: dict[str, list[Row]]) -> dict[str, list[Row]]:
+        if not platforms:
+            return platforms
+        keep = self.spec.per_platform
+        newest = max([rows[-1] for rows in platforms.values()])
+        start = max(0, int.from_bytes(newest[:_TIME_END], "big") - self.spec.horizon_ms).to_bytes(_TIME_END, "big")
+        for platform, rows in list(platforms.items()):
+            drop = len(rows) - keep
+            if rows[0] < start:
+                drop = max(drop, bisect_left(rows, start))
+            if drop >= len(rows):
+                del platforms[platform]
+            elif drop > 0:
+                platforms[platform] = rows[drop:]
+        return platforms
+
+    @property
+    def start(self) -> Millis:
+        """T - horizon: an event before this is late and changes nothing."""
+        return Millis(max(0, self.end - self.spec.horizon_ms))
+
+    @property
+    def conflicts(self) -> int:
+        """How many rows share their event id with another row: one id published with two contents."""
+        return sum(map(len, self._platforms.values())) - len(self._readable_rows())
+
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        """Yield every `(platform, row)`, platform by platform, oldest first."""
+        for platform in sorted(self._platforms):
+            for row in self._platforms[platform]:
+                yield platform, row
+
+    def events(self) -> list[WindowEvent]:
+        """Return what readers see, oldest first within a platform; of two contents of one id, the lowest hash."""
+        return [
+            WindowEvent(
+                platform, ACTIONS[row[_TEXT_END]], occurred_at(row), TextHash(row[_CONTENT_END:_TEXT_END])
+            )
+            for platform, row in self._readable_rows()
+        ]  # fmt: skip
+
+    def text_hashes(self) -> set[TextHash]:
+        """Return the texts this window refers to, the empty text left out."""
+        return {
+            TextHash(row[_CONTENT_END:_TEXT_END]) for rows in self._platforms.values() for row in rows
+        } - {_EMPTY_TEXT}  # fmt: skip
+
+    def _readable_rows(self) -> list[tuple[str, Row]]:
+        everything = list(self.rows())
+        digests = {row[_TIME_END:_DIGEST_END] for _, row in everything}
+        if len(digests) == len(everything):
+            return everything
+        chosen: dict[bytes, tuple[str, Row]] = {}
+        for platform, row in everything:
+            digest = row[_TIME_END:_DIGEST_END]
+            held = chosen.get(digest)
+            if held is None or (row[_DIGEST_END:_CONTENT_END], platform) < (held[1][_DIGEST_END:_CONTENT_END], held[0]):
+                chosen[digest] = (platform, row)
+        return [pair for pair in everything if chosen[pair[1][_TIME_END:_DIGEST_END]] == pair]
+
+    def counts(self) -> dict[str, int]:
+        """Return how many events of each platform the window holds."""
+        return {platform: len(self._platforms[platform]) for platform in sorted(self._platforms)}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._platforms.values()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BehaviorWindow) and bytes(self) == bytes(other)
+
+    def __hash__(self) -> int:
+        return hash(bytes(self))
+
+    def __repr__(self) -> str:
+        return f"BehaviorWindow({self.counts()}, end={self.end})"
+
+    def __bytes__(self) -> bytes:
+        """Pack: format 1 | per platform, by name: length 1, name, count 2, rows. Equal windows, equal bytes."""
+        if self._packed is None:
+            self._packed = self._pack()
+        return self._packed
+
+    def _pack(self) -> bytes:
+        parts = [bytes((FORMAT,))]
+        for platform in sorted(self._platforms):
+            rows = self._platforms[platform]
+            name = platform.encode()
+            parts.append(bytes((len(name),)) + name + len(rows).to_bytes(2, "big"))
+            parts.extend(rows)
+        return b"".join(parts)
+
+    @classmethod
+    def from_bytes(cls, spec: WindowSpec, packed: bytes | memoryview) -> Self:
+        """Unpack and truncate to `spec`, so that a changed spec takes effect on the next read.
+
+        Raises `ValueError` for bytes of another format or of a wrong length.
+        """
+        raw = bytes(packed)
+        if not raw or raw[0] != FORMAT:
+            message = f"window format is {raw[:1].hex() or 'absent'}; expected {FORMAT:02x}"
+            raise ValueError(message)
+        platforms: dict[str, list[Row]] = {}
+        at, end = 1, len(raw)
+        while at < end:
+            name_end = at + 1 + raw[at]
+            rows_start = name_end + 2
+            rows_end = rows_start + ROW_BYTES * int.from_bytes(raw[name_end:rows_start], "big")
+            if rows_end > end or rows_end == rows_start:
+                message = f"window of {end} bytes ends inside a platform; expected {rows_end}"
+                raise ValueError(message)
+            platforms[raw[at + 1 : name_end].decode()] = [
+                raw[i : i + ROW_BYTES] for i in range(rows_start, rows_end, ROW_BYTES)
+            ]
+            at = rows_end
+        return cls(spec, platforms)
