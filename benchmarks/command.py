@@ -23,9 +23,9 @@ def fold(
     events: Annotated[int, typer.Option(min=1000, help="Events for the worker.")] = 400_000,
     stock_events: Annotated[int, typer.Option(min=1000, help="Events for stock Faust, which is slow.")] = 20_000,
     users: Annotated[int, typer.Option(min=1, help="Uniformly chosen users.")] = 5000,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,  # noqa: FBT002
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """JSON events → last-50 windows durable in RocksDB and changelog → one profile a touched user; beside stock Faust."""
+    """JSON events → last-50 windows, durable → one profile a touched user; beside stock Faust tables."""
     from benchmarks.fold import bench_fold
 
     result = bench_fold(

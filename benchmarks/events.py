@@ -21,7 +21,7 @@ _ACTIONS: Final = ("view", "view", "click", "like", "purchase")
 
 def fill(settings: Settings, *, events: int, users: int, seed: int = 11) -> float:
     """Publish `events` of `users` uniform users on `behavior.bench.v1`. Returns the mean size of a value in bytes."""
-    chance = random.Random(seed)  # noqa: S311 - a workload, not a secret
+    chance = random.Random(seed)
     now = int(time.time() * 1000)
     topic = behavior_topic(PLATFORM)
     total = 0
@@ -29,9 +29,16 @@ def fill(settings: Settings, *, events: int, users: int, seed: int = 11) -> floa
         for number in range(events):
             item = chance.randrange(_ITEMS)
             user = UserId(f"user-{chance.randrange(users):06d}")
-            happened = Object(f"item-{item}", "product", title=f"Item number {item} of the benchmark", categories=("Sports",))
+            happened = Object(
+                f"item-{item}", "product", title=f"Item number {item} of the benchmark", categories=("Sports",)
+            )
             event = Event(
-                f"//bench#{number:08d}", user, PLATFORM, chance.choice(_ACTIONS), happened, Millis(now - events + number)
+                f"//bench#{number:08d}",
+                user,
+                PLATFORM,
+                chance.choice(_ACTIONS),
+                happened,
+                Millis(now - events + number),
             )
             value = encode_event(event)
             total += len(value)

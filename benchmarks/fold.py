@@ -88,31 +88,47 @@ def _measure(
     report(f"{events} events of {value_bytes:.0f} bytes written")
     environment = {
         **os.environ,
-        "XPLAT_KAFKA__BOOTSTRAP": settings.kafka.bootstrap, "XPLAT_TRITON__URL": settings.triton.url,
-        "XPLAT_PLATFORMS": PLATFORM, "XPLAT_WORKER__DATADIR": settings.worker.datadir, "XPLAT_LOCAL__HOME": str(home),
-        "BENCH_BOOTSTRAP": settings.kafka.bootstrap, "BENCH_DATADIR": str(home / "stock"),
+        "XPLAT_KAFKA__BOOTSTRAP": settings.kafka.bootstrap,
+        "XPLAT_TRITON__URL": settings.triton.url,
+        "XPLAT_PLATFORMS": PLATFORM,
+        "XPLAT_WORKER__DATADIR": settings.worker.datadir,
+        "XPLAT_LOCAL__HOME": str(home),
+        "BENCH_BOOTSTRAP": settings.kafka.bootstrap,
+        "BENCH_DATADIR": str(home / "stock"),
         "BENCH_PARTITIONS": str(settings.kafka.partitions),
-    }  # fmt: skip
+    }
     cpu = _run(
-        "streams.app", environment, home / "worker.log",
+        "streams.app",
+        environment,
+        home / "worker.log",
         lambda: wait_until_caught_up(settings, timeout_s=0),
-    )  # fmt: skip
+    )
     ours_s, _ = _written_within(settings, changelog_topic(settings.worker.app))
     verdict = verify(settings)
     report(f"worker: {events / ours_s:,.0f} events/s")
     stock_cpu = _run(
-        "benchmarks.stock_faust", environment, home / "stock.log",
+        "benchmarks.stock_faust",
+        environment,
+        home / "stock.log",
         lambda: _records_in(settings, _STOCK_CHANGELOG) >= stock_events,
-    )  # fmt: skip
+    )
     stock_s, stock_records = _written_within(settings, _STOCK_CHANGELOG)
     report(f"stock Faust tables: {stock_records / stock_s:,.0f} events/s")
     return FoldResult(
-        events=events, users=users, value_bytes=round(value_bytes, 1), events_per_s=round(events / ours_s),
-        cpu_us_per_event=round(cpu / events * 1e6, 2), profiles=verdict.profiles, missing=verdict.missing,
-        extra=verdict.extra, differing=verdict.differing, stock_events=stock_records,
-        stock_events_per_s=round(stock_records / stock_s), stock_cpu_us_per_event=round(stock_cpu / stock_records * 1e6, 2),
+        events=events,
+        users=users,
+        value_bytes=round(value_bytes, 1),
+        events_per_s=round(events / ours_s),
+        cpu_us_per_event=round(cpu / events * 1e6, 2),
+        profiles=verdict.profiles,
+        missing=verdict.missing,
+        extra=verdict.extra,
+        differing=verdict.differing,
+        stock_events=stock_records,
+        stock_events_per_s=round(stock_records / stock_s),
+        stock_cpu_us_per_event=round(stock_cpu / stock_records * 1e6, 2),
         ratio=round(events / ours_s / (stock_records / stock_s), 1),
-    )  # fmt: skip
+    )
 
 
 def _run(module: str, environment: dict[str, str], log: Path, until: Callable[[], bool]) -> float:
@@ -120,7 +136,7 @@ def _run(module: str, environment: dict[str, str], log: Path, until: Callable[[]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     arguments = [sys.executable, "-m", "faust", "-A", module, "-L", "uvloop", "worker", "--without-web", "-l", "warn"]
     with log.open("wb") as output:
-        process = subprocess.Popen(arguments, env=environment, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603
+        process = subprocess.Popen(arguments, env=environment, stdout=output, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + _PATIENCE_S
     try:
         while not (done := until()) and process.poll() is None and time.monotonic() < deadline:
@@ -134,9 +150,11 @@ def _run(module: str, environment: dict[str, str], log: Path, until: Callable[[]
             process.wait()
     if not done:
         raise StackError(
-            f"{module} did not finish", where=str(log), expected=f"all events read within {_PATIENCE_S:.0f} s",
+            f"{module} did not finish",
+            where=str(log),
+            expected=f"all events read within {_PATIENCE_S:.0f} s",
             fix=log.read_text(errors="replace").strip().rpartition("\n")[2][:300],
-        )  # fmt: skip
+        )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

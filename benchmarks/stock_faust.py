@@ -17,12 +17,20 @@ KEEP = 50
 PARTITIONS = int(os.environ["BENCH_PARTITIONS"])
 
 app = faust.App(
-    "stock", broker=f"kafka://{os.environ['BENCH_BOOTSTRAP']}", store="rocksdb://", datadir=os.environ["BENCH_DATADIR"],
-    topic_partitions=PARTITIONS, table_standby_replicas=0, web_enabled=False, topic_disable_leader=True,
-    broker_commit_interval=1.0, consumer_auto_offset_reset="earliest", stream_wait_empty=False,
-)  # fmt: skip
+    "stock",
+    broker=f"kafka://{os.environ['BENCH_BOOTSTRAP']}",
+    store="rocksdb://",
+    datadir=os.environ["BENCH_DATADIR"],
+    topic_partitions=PARTITIONS,
+    table_standby_replicas=0,
+    web_enabled=False,
+    topic_disable_leader=True,
+    broker_commit_interval=1.0,
+    consumer_auto_offset_reset="earliest",
+    stream_wait_empty=False,
+)
 source = app.topic(behavior_topic(PLATFORM), key_type=bytes, value_serializer="json")
-windows = app.Table("windows", key_type=bytes, value_type=list, partitions=PARTITIONS)
+windows = app.Table("windows", key_type=bytes, partitions=PARTITIONS)
 
 
 @app.agent(source)

@@ -21,6 +21,7 @@ from streams.lanes import Lanes
 from streams.metrics import Metrics
 from streams.outbox import Outbox
 from streams.pipeline import Pipeline
+from streams.store import claim
 from streams.switch import ReleaseSwitch
 from xplat_stream.errors import EXIT_OPERATOR, EXIT_SOFTWARE, OperatorError, XplatError
 from xplat_stream.kafka.topics import REKEYED, behavior_topic, check_topics, platforms_on
@@ -90,7 +91,14 @@ def create_app(settings: Settings) -> faust.App:
     def run(work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
         parts.setdefault("tasks", []).append(task)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception() and stop_worker(done.exception()))
+        task.add_done_callback(lambda done: done.cancelled() or (done.exception() and stop_worker(done.exception())))
+
+    @app.on_worker_init.connect
+    def claim_state(*_: Any, **__: Any) -> None:
+        try:
+            parts["claim"] = parts.get("claim") or claim(Path(settings.worker.datadir))  # Faust sends it twice
+        except XplatError as error:
+            stop_worker(error)
 
     @app.on_before_shutdown.connect
     async def close(*_: Any, **__: Any) -> None:
@@ -121,7 +129,7 @@ def create_app(settings: Settings) -> faust.App:
         gc.set_threshold(100_000, 20, 100)
         run(switch.follow(), "switch")
         run(_write_metrics(metrics, Path(settings.worker.datadir)), "metrics")
-        run(_watch_platforms(app, channel, settings), "platforms")
+        run(_watch_platforms(app, settings), "platforms")
 
     @app.on_rebalance_complete.connect
     async def take_over(*_: Any, **__: Any) -> None:
@@ -158,19 +166,21 @@ async def _write_metrics(metrics: Metrics, folder: Path) -> None:
         await asyncio.sleep(_METRICS_INTERVAL_S)
 
 
-async def _watch_platforms(app: faust.App, channel: Any, settings: Settings) -> None:
+async def _watch_platforms(app: faust.App, settings: Settings) -> None:
     """Read a platform's topic as soon as it exists, without a restart."""
     while True:
         await asyncio.sleep(settings.worker.metadata_interval_s)
         if app.rebalancing:
             continue
-        known = set(channel.topics)
+        read = [one for one in app.topics if REKEYED in one.topics]  # the agent reads from a copy of `channel`
+        known = {topic for one in read for topic in one.topics}
         found = [behavior_topic(platform) for platform in await asyncio.to_thread(platforms_on, settings)]
         new = [topic for topic in found if topic not in known]
         if new:
             await asyncio.to_thread(check_topics, settings)
             log.info("new platform topics: %s", ", ".join(new))
-            channel.topics = [*channel.topics, *new]
+            for one in read:
+                one.topics = [*one.topics, *new]
             await app.consumer.subscribe(await app.topics._update_indices())
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from xplat_stream.errors import StateError
+from streams.store import claim
 from xplat_stream.kafka.topics import check_topics, platforms_on
 from xplat_stream.serving import TritonScorer
 from xplat_stream.settings import Settings, load_settings
@@ -39,17 +39,7 @@ def check(settings: Settings) -> None:
     load_taxonomy(settings.model.taxonomy)
     check_topics(settings)
     asyncio.run(_check_triton(settings))
-    folder = Path(settings.worker.datadir)
-    probe = folder / ".writable"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise StateError(
-            f"state folder is not writable: {error.strerror}", where=str(folder), expected="a folder this user may write",
-            fix="Correct its permissions or XPLAT_WORKER__DATADIR.",
-        ) from error  # fmt: skip
+    os.close(claim(Path(settings.worker.datadir)))  # the worker claims it again once it is one
 
 
 async def _check_triton(settings: Settings) -> None:

@@ -11,10 +11,12 @@ installed source of those methods differs from the one this was written against.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any, cast
 
 import faust
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
+from aiokafka.errors import IllegalStateError
 from faust.assignor.partition_assignor import PartitionAssignor
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
     from aiokafka.cluster import ClusterMetadata
     from faust.types import AppT
 
-_POLL_S = 1.0
+log = logging.getLogger("xplat.worker")
+
+_POLL_S = 0.2
+"""How long a fetch waits for records; a rebalance waits for the fetch under way."""
 
 
 class Chunk(ConsumerMessage):
@@ -39,10 +44,10 @@ class Chunk(ConsumerMessage):
 class ChunkSchema(faust.Schema):
     """Passes a chunk's records on untouched: decoding is the pipeline's business, so no error of it skips a record."""
 
-    def loads_key(self, app: AppT, message: Any, **_: Any) -> None:  # noqa: ANN401, ARG002 - Faust's signature
+    def loads_key(self, app: AppT, message: Any, **_: Any) -> None:
         """Return nothing: a chunk has many keys."""
 
-    def loads_value(self, app: AppT, message: Any, **_: Any) -> Any:  # noqa: ANN401, ARG002 - Faust's signature
+    def loads_value(self, app: AppT, message: Any, **_: Any) -> Any:  # noqa: ARG002 - Faust's signature
         """Return the records."""
         return message.value
 
@@ -50,11 +55,18 @@ class ChunkSchema(faust.Schema):
 class ChunkConsumer(driver.Consumer):
     """Fetches in bulk, acknowledges in order, and never commits what another generation processed."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Faust's signature
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._processed: dict[TP, int] = {}
+        self._gaps: dict[TP, tuple[int, int]] = {}
 
-    async def _drain_messages(self, fetcher: Any) -> None:  # noqa: ANN401 - Faust's signature
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:  # noqa: ASYNC109 - its signature
+        # `wait_for_stopped_flow` waits for this event, which Faust sets after a fetch and never clears. Unless it
+        # waits, a fetch under way returns after the seek of a rebalance, is dropped, and leaves the position past it.
+        self.not_waiting_next_records.clear()
+        return await super()._getmany(active_partitions, timeout)
+
+    async def _drain_messages(self, fetcher: Any) -> None:
         try:
             while not (self.should_stop or fetcher.should_stop):
                 generation = self.app.consumer_generation_id
@@ -78,15 +90,33 @@ class ChunkConsumer(driver.Consumer):
             fetched = [record for record in fetched if record.offset >= expected]
             if not fetched:
                 return
+        first = fetched[0].offset
+        if expected is not None and first > expected and not await self._is_hole(tp, expected, first):
+            return
         last = fetched[-1]
         chunk = Chunk(
             tp.topic, tp.partition, last.offset, last.timestamp / 1000.0, last.timestamp_type, None, None, fetched,
             None, 0, 0, tp, generation_id=generation,
         )  # fmt: skip
-        await self.callback(chunk)
+        # Noted before the wait: a seek that happens meanwhile has the last word. And the wait ends with the flow,
+        # because a rebalance empties the agent's queue without waking whoever waits for room in it.
         self._read_offset[tp] = last.offset + 1
+        await self.wait_first(self.callback(chunk), self.suspend_flow.wait())
 
-    def ack(self, message: Any) -> bool:  # noqa: ANN401 - Faust's signature
+    async def _is_hole(self, tp: TP, expected: int, found: int) -> bool:
+        """Tell whether the log itself lacks these offsets (transactions, retention), by reading again once."""
+        if self._gaps.pop(tp, None) == (expected, found):
+            return True
+        log.warning("%s[%d] continues at %d, not at %d: reading again", tp.topic, tp.partition, found, expected)
+        self._gaps[tp] = (expected, found)
+        try:
+            await self.seek(tp, expected)
+        except IllegalStateError:  # taken away meanwhile
+            return False
+        self._read_offset[tp] = expected
+        return False
+
+    def ack(self, message: Any) -> bool:
         """Note that everything up to the end of this chunk is done, unless its assignment is over."""
         if message.acked or message.generation_id != self.app.consumer_generation_id:
             return False
@@ -95,7 +125,7 @@ class ChunkConsumer(driver.Consumer):
         self._processed[message.tp] = message.offset + 1
         return True
 
-    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:  # noqa: ANN401 - Faust's signature
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
         return (tp for tp in list(self._processed) if topics is None or tp in topics or tp.topic in topics)
 
     def _new_offset(self, tp: TP) -> int | None:
@@ -106,6 +136,7 @@ class ChunkConsumer(driver.Consumer):
         await super().on_partitions_revoked(revoked)
         for tp in revoked:
             self._processed.pop(tp, None)
+            self._gaps.pop(tp, None)
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Seek every partition explicitly; where nothing is committed, to the start of its log.
@@ -180,7 +211,7 @@ def owners_of(numbers: list[int], owned: Mapping[str, Iterable[int]]) -> dict[in
     """Return partition number → member: shares that differ by at most one, moving as few partitions as that allows."""
     members = sorted(owned)
     share, extra = divmod(len(numbers), len(members))
-    room = {member: share for member in members}
+    room = dict.fromkeys(members, share)
     owners: dict[int, str] = {}
     for member in sorted(members, key=lambda member: -len(list(owned[member]))):
         if extra and len(list(owned[member])) > share:
@@ -201,6 +232,6 @@ def owners_of(numbers: list[int], owned: Mapping[str, Iterable[int]]) -> dict[in
     return owners
 
 
-def transport_for(app: Any) -> Any:  # noqa: ANN401 - faust.App, whose type is partly untyped
+def transport_for(app: Any) -> Any:
     """Return the bulk transport for an app's broker."""
     return ChunkTransport(url=cast("Any", app.conf.broker_consumer), app=app)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("xplat.worker")
 
-_WAITING_CHUNKS: Final = 8
+_WAITING_CHUNKS: Final = 4
 """Chunks a lane holds before the fetcher has to wait: memory is bounded by this times the fetch size."""
 
 
@@ -41,7 +41,7 @@ class Lane:
         self._chunk_events = chunk_events
         self._waiting: asyncio.Queue[Any] = asyncio.Queue(_WAITING_CHUNKS)
 
-    async def put(self, event: Any) -> None:  # noqa: ANN401 - a faust.EventT of a Chunk
+    async def put(self, event: Any) -> None:
         """Queue a chunk; wait while too many are queued."""
         await self._waiting.put(event)
 
@@ -82,7 +82,7 @@ class Lanes:
         """The stores of the partitions owned now."""
         return [lane.store for lane in self._lanes.values()]
 
-    async def put(self, event: Any) -> None:  # noqa: ANN401 - a faust.EventT of a Chunk
+    async def put(self, event: Any) -> None:
         """Queue a chunk in the lane of its partition; one that is not owned any more is dropped unacknowledged."""
         lane = self._lanes.get(event.message.partition)
         if lane is not None:

@@ -22,7 +22,7 @@ from xplat_stream.kafka.topics import PROFILES, REJECTED, REKEYED, changelog_top
 from xplat_stream.profile import scored_profile, unscored_profile
 from xplat_stream.serving.features import head_inputs
 from xplat_stream.state import TextEntry, UserState
-from xplat_stream.window import Row, occurred_at, row_of
+from xplat_stream.window import Row, row_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -153,7 +153,7 @@ class Pipeline:
         for user_id, additions in admitted.additions.items():
             state = store.user(user_id)
             window = state.window.fold(additions)
-            self._metrics.late += sum(occurred_at(row) < window.start for _, row in additions)
+            self._metrics.late += window.count_late(additions)
             publication = state.publication._replace(revision=state.publication.revision + 1)
             store.put_user(user_id, UserState(window, publication))
 

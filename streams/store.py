@@ -6,6 +6,8 @@ RocksDB first, so a crash in between is repaired by reading the chunk again: fol
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import time
 from typing import TYPE_CHECKING, Final
@@ -29,6 +31,33 @@ _BLOCK_CACHE_BYTES: Final = 32 << 20
 
 Record = tuple[bytes, bytes]
 """Key and value as they go to the changelog."""
+
+
+def claim(folder: Path) -> int:
+    """Make a state folder this process's alone until the returned descriptor is closed, at the latest at its end.
+
+    RocksDB locks partition by partition, and two workers of one group never own the same one: without this they would
+    share a folder unnoticed. Raises `StateError`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise unusable(folder, str(error.strerror)) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise unusable(folder, "another worker has it") from error
+    return descriptor
+
+
+def unusable(path: Path, why: str) -> StateError:
+    """Return the operator's line for a state folder that cannot be used."""
+    return StateError(
+        f"state folder cannot be used: {why}", where=str(path), expected="a writable folder of this worker alone",
+        fix="Correct its permissions, or give each worker its own XPLAT_WORKER__DATADIR.",
+    )  # fmt: skip
 
 
 class PartitionStore:
@@ -61,20 +90,14 @@ class PartitionStore:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return Rdict(str(self.path), options)
         except OSError as error:
-            raise self._unusable(str(error.strerror)) from error
+            raise unusable(self.path, str(error.strerror)) from error
         except Exception as error:  # rocksdict raises bare Exception for everything RocksDB says
             if "lock" in str(error).lower():
-                raise self._unusable("another worker process has it open") from error
+                raise unusable(self.path, "another worker process has it open") from error
             if "Corruption" in str(error):
                 self.path.rename(self.path.with_name(f"{self.path.name}.corrupt-{int(time.time())}"))
                 return Rdict(str(self.path), options)
-            raise self._unusable(str(error)) from error
-
-    def _unusable(self, why: str) -> StateError:
-        return StateError(
-            f"state folder cannot be opened: {why}", where=str(self.path), expected="a writable folder of this worker alone",
-            fix="Correct its permissions, or give each worker its own XPLAT_WORKER__DATADIR.",
-        )  # fmt: skip
+            raise unusable(self.path, str(error)) from error
 
     def user(self, user_id: UserId) -> UserState:
         """Return a user's state; an empty window for someone never seen."""

@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def stack_settings() -> Callable[..., Settings]:
     """Return a maker of settings for a stack that lives in one folder and shares nothing with any other."""
 
-    def make(folder: Path, **ports: Any) -> Settings:  # noqa: ANN401 - fields of LocalSettings
+    def make(folder: Path, **ports: Any) -> Settings:
         repository = folder / "model_repo"
         for config in (ROOT / "model_repo").glob("*/config.pbtxt"):
             (repository / config.parent.name).mkdir(parents=True, exist_ok=True)

@@ -44,14 +44,16 @@ class Compact(NamedTuple):
         """Return the inputs of some windows, cut to the longest of them. `table`: see `vector_table`."""
         longest = max(1, int(self.length[rows].max(initial=1)))
         return HeadInputs(
-            table[self.text[rows, :longest]], self.platform[rows, :longest], self.action[rows, :longest],
+            table[self.text[rows, :longest]],
+            self.platform[rows, :longest],
+            self.action[rows, :longest],
             self.age[rows, :longest],
-        )  # fmt: skip
+        )
 
 
 def compact(
     windows: Sequence[BehaviorWindow], texts: TextTable, *, platforms: Sequence[str], max_events: int
-) -> Compact:  # fmt: skip
+) -> Compact:
     """Build the head's inputs of these windows with the library's own code."""
     packed = {text_hash: row.to_bytes(4, "little") for text_hash, row in texts.row_of.items()}
     parts = [

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from hashlib import blake2b
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
 from trainer.examples import Examples, Trail, bit_positions, examples_of
 from trainer.texts import TextTable
-from xplat_stream.adapters import admit
 from xplat_stream.errors import DataError, RejectedEvent
 from xplat_stream.event import NEGATIVE_ACTIONS, Event, Millis, UserId, hash_text, item_text
 from xplat_stream.kafka.log import read_behavior, spans
@@ -34,10 +33,8 @@ if TYPE_CHECKING:
     from xplat_stream.taxonomy import Taxonomy
     from xplat_stream.window import WindowSpec
 
-_MORE = "Get more of it with `xplat simulate --history 50000` or `xplat replay`, then train again."
-
-
-_REPORT_EVERY = 2000
+_MORE: Final = "Get more of it with `xplat simulate --history 50000` or `xplat replay`, then train again."
+_REPORT_EVERY: Final = 2000
 
 
 class Log(NamedTuple):
@@ -53,13 +50,11 @@ def read_log(settings: Settings, report: Report | None = None) -> Log:
 
     Raises `KafkaUnavailable`, `DeliveryError`.
     """
-    total = sum(
-        span.end - span.start for span in spans(settings, [behavior_topic(one) for one in platforms_on(settings)])
-    )
+    topics = [behavior_topic(platform) for platform in platforms_on(settings)]
+    total = sum(span.end - span.start for span in spans(settings, topics))
     events: list[Event] = []
-    seen = rejected = withheld = 0
-    for event, _ in read_behavior(settings):
-        seen += 1
+    rejected = withheld = 0
+    for seen, (event, _) in enumerate(read_behavior(settings), 1):
         if isinstance(event, RejectedEvent):
             rejected += 1
         elif event is None:
@@ -87,9 +82,7 @@ class Dataset(NamedTuple):
     """Users with fewer than `min_events` events."""
 
 
-def build_examples(
-    events: Sequence[Event], taxonomy: Taxonomy, spec: WindowSpec, options: TrainOptions
-) -> Dataset:  # fmt: skip
+def build_examples(events: Sequence[Event], taxonomy: Taxonomy, spec: WindowSpec, options: TrainOptions) -> Dataset:
     """Cut every user's history into examples.
 
     Raises `DataError` when that gives too few of them, saying what there is and what is needed.
@@ -103,29 +96,42 @@ def build_examples(
     split_at = int(times[int(len(times) * (1 - options.validation_share))])
     period_ms = max(1, min(int(options.label_period.total_seconds() * 1000), (last - first) // 8))
     width = len(taxonomy)
-    train = Examples.join([
-        examples_of(trail, spec, options.label_events, period_ms, range_ms=(first, split_at - 1),
-                    most=options.max_cuts, labels=width)
-        for trail in trails
-    ], width)  # fmt: skip
+    train = Examples.join(
+        [
+            examples_of(
+                trail,
+                spec,
+                options.label_events,
+                period_ms,
+                range_ms=(first, split_at - 1),
+                most=options.max_cuts,
+                labels=width,
+            )
+            for trail in trails
+        ],
+        width,
+    )
     late = [
-        examples_of(trail, spec, options.label_events, period_ms, range_ms=(split_at, last),
-                    most=options.max_evaluation_cuts, labels=width)
+        examples_of(
+            trail,
+            spec,
+            options.label_events,
+            period_ms,
+            range_ms=(split_at, last),
+            most=options.max_evaluation_cuts,
+            labels=width,
+        )
         for trail in trails
-    ]  # fmt: skip
+    ]
     tune = Examples.join([part for part in late if not _is_test(part)], width)
     test = Examples.join([part for part in late if _is_test(part)], width)
     _check_enough(events, trails, table, (train, tune, test), options)
     table = _with_next_labels(table, trails, options.label_events, period_ms, split_at)
     platforms = tuple(sorted({event.platform for event in events}))
-    return Dataset(
-        taxonomy.ids(), platforms, table, train, tune, test, Millis(split_at), period_ms, skipped
-    )  # fmt: skip
+    return Dataset(taxonomy.ids(), platforms, table, train, tune, test, Millis(split_at), period_ms, skipped)
 
 
-def _trails(
-    events: Sequence[Event], taxonomy: Taxonomy, table: TextTable, min_events: int
-) -> tuple[list[Trail], int]:  # fmt: skip
+def _trails(events: Sequence[Event], taxonomy: Taxonomy, table: TextTable, min_events: int) -> tuple[list[Trail], int]:
     """Return each user's distinct events in order of time, and how many users had too few."""
     bit = {label: 1 << index for index, label in enumerate(taxonomy.ids())}
     by_user: dict[UserId, dict[bytes, tuple[str, int, int]]] = {}
@@ -136,8 +142,10 @@ def _trails(
             for label in taxonomy.label_ids(iab=event.object.iab, categories=event.object.categories):
                 mask |= bit[label]
         by_user.setdefault(event.user_id, {})[row_of(event, text_hash)] = (
-            event.platform, mask, table.row_of.get(text_hash, 0)
-        )  # fmt: skip
+            event.platform,
+            mask,
+            table.row_of.get(text_hash, 0),
+        )
     trails = []
     for user_id in sorted(by_user):
         found = by_user[user_id]
@@ -150,9 +158,7 @@ def _is_test(part: Examples) -> bool:
     return bool(part.users) and blake2b(part.users[0].encode(), digest_size=1).digest()[0] % 2 == 1
 
 
-def _with_next_labels(
-    table: TextTable, trails: Sequence[Trail], most: int, period_ms: int, split_at: int
-) -> TextTable:  # fmt: skip
+def _with_next_labels(table: TextTable, trails: Sequence[Trail], most: int, period_ms: int, split_at: int) -> TextTable:
     """Give every text the mean target of the events that carry it: what its readers did next, before the split."""
     total: NDArray[np.float64] = np.zeros((len(table.texts) + 1, table.own.shape[1]))
     count: NDArray[np.float64] = np.zeros(len(table.texts) + 1)
@@ -168,25 +174,31 @@ def _with_next_labels(
 
 
 def _check_enough(
-    events: Sequence[Event], trails: Sequence[Trail], table: TextTable,
-    parts: tuple[Examples, Examples, Examples], options: TrainOptions,
-) -> None:  # fmt: skip
+    events: Sequence[Event],
+    trails: Sequence[Trail],
+    table: TextTable,
+    parts: tuple[Examples, Examples, Examples],
+    options: TrainOptions,
+) -> None:
     if not table.own_known.any():
         raise DataError(
             f"none of {len(events)} events carries a category of the taxonomy, so there is nothing to learn",
-            where="behavior.*.v1", expected="`categories` or `iab` on the items of one platform at the least",
+            where="behavior.*.v1",
+            expected="`categories` or `iab` on the items of one platform at the least",
             fix="Send them, or name a taxonomy that has your categories as aliases (XPLAT_MODEL__TAXONOMY).",
-        )  # fmt: skip
+        )
     train, tune, test = parts
     if len(train) < options.min_examples or not len(tune) or not len(test):
         counts = f"{len(train)} training and {len(tune)} + {len(test)} validation examples"
         raise _too_little(
             f"{len(events)} events of {len(trails)} users with {options.min_events} or more give {counts}", options
-        )  # fmt: skip
+        )
 
 
 def _too_little(what: str, options: TrainOptions) -> DataError:
     return DataError(
-        f"too little to train on: {what}", where="behavior.*.v1",
-        expected=f"{options.min_examples} training examples, and validation examples of several users", fix=_MORE,
-    )  # fmt: skip
+        f"too little to train on: {what}",
+        where="behavior.*.v1",
+        expected=f"{options.min_examples} training examples, and validation examples of several users",
+        fix=_MORE,
+    )

@@ -91,10 +91,12 @@ def evaluate(
     slugs = [label.slug for label in taxonomy.labels]
     methods = {MODEL: (train[0], scores), **baselines}
     return Evaluation(
-        len(targets), users, calibration_error(scores, targets),
+        len(targets),
+        users,
+        calibration_error(scores, targets),
         {slug: int(count) for slug, count in zip(slugs, targets.sum(axis=0), strict=True)},
         {name: _quality(slugs, found, train[1], targets) for name, found in methods.items()},
-    )  # fmt: skip
+    )
 
 
 def _quality(slugs: list[str], scores: tuple[Scores, Scores], train: Scores, test: Scores) -> MethodQuality:
@@ -105,10 +107,12 @@ def _quality(slugs: list[str], scores: tuple[Scores, Scores], train: Scores, tes
     label_f1 = 2 * right / np.maximum(named + true, 1)
     seen = true > 0  # a label no validation target names has no F1
     return MethodQuality(
-        float(2 * right.sum() / max(named.sum() + true.sum(), 1)), float(label_f1[seen].mean()) if seen.any() else 0.0,
-        float(ndcg(scores[1], test).mean()), float(threshold),
+        float(2 * right.sum() / max(named.sum() + true.sum(), 1)),
+        float(label_f1[seen].mean()) if seen.any() else 0.0,
+        float(ndcg(scores[1], test).mean()),
+        float(threshold),
         {slug: round(float(value), 4) for slug, value in zip(slugs, label_f1, strict=True)},
-    )  # fmt: skip
+    )
 
 
 def ndcg(scores: Scores, targets: Scores, top: int = TOP) -> NDArray[np.float64]:
@@ -127,9 +131,7 @@ def best_threshold(scores: Scores, targets: Scores) -> float:
     """Return the one threshold with the highest micro-F1."""
     cutoffs = np.unique(np.quantile(scores, np.linspace(0.0, 1.0, _CUTOFFS)))
     true = targets.sum()
-    quality = [
-        2 * (targets * (scores >= cutoff)).sum() / max((scores >= cutoff).sum() + true, 1) for cutoff in cutoffs
-    ]  # fmt: skip
+    quality = [2 * (targets * (scores >= cutoff)).sum() / max((scores >= cutoff).sum() + true, 1) for cutoff in cutoffs]
     return float(cutoffs[int(np.argmax(quality))])
 
 
@@ -142,7 +144,7 @@ def calibration_error(scores: Scores, targets: Scores) -> float:
 
 def baselines(
     texts: TextTable, train: tuple[Compact, Scores], test: Compact, weights: NDArray[np.float32]
-) -> dict[str, tuple[Scores, Scores]]:  # fmt: skip
+) -> dict[str, tuple[Scores, Scores]]:
     """Return what popularity and decayed counts say of the training and the validation windows."""
     inputs, targets = train
     popular = np.average(targets, axis=0, weights=weights).astype(np.float32)  # (labels,)

@@ -41,9 +41,14 @@ class Examples:
         filled = [part for part in parts if part.users]
         if not filled:
             return cls(
-                [], np.zeros(0, np.int64), [], np.zeros((0, labels), np.float32), np.zeros((0, _NEXT_TEXTS), np.int32),
-                np.zeros(0, np.float32), np.zeros(0, np.int64),
-            )  # fmt: skip
+                [],
+                np.zeros(0, np.int64),
+                [],
+                np.zeros((0, labels), np.float32),
+                np.zeros((0, _NEXT_TEXTS), np.int32),
+                np.zeros(0, np.float32),
+                np.zeros(0, np.int64),
+            )
         return cls(
             [user for part in filled for user in part.users],
             np.concatenate([part.cuts for part in filled]),
@@ -72,13 +77,17 @@ class Trail(NamedTuple):
         """Order `row → (platform, label bits, text index)`."""
         rows = sorted(found)
         return cls(
-            user_id, [found[row][0] for row in rows], rows, [occurred_at(row) for row in rows],
-            [found[row][1] for row in rows], [found[row][2] for row in rows],
-        )  # fmt: skip
+            user_id,
+            [found[row][0] for row in rows],
+            rows,
+            [occurred_at(row) for row in rows],
+            [found[row][1] for row in rows],
+            [found[row][2] for row in rows],
+        )
 
     def next_masks(
         self, positions: Iterable[int], most: int, period_ms: int, *, limit: int
-    ) -> dict[int, tuple[int, int]]:  # fmt: skip
+    ) -> dict[int, tuple[int, int]]:
         """Return position → (label bits of the period after it, position after the period's last event).
 
         The period is the next `most` events within `period_ms`. Positions whose period may reach beyond `limit`
@@ -102,9 +111,15 @@ class Trail(NamedTuple):
 
 
 def examples_of(  # noqa: PLR0913 - the window's law and the target's, spelled out
-    trail: Trail, spec: WindowSpec, label_events: int, period_ms: int, *,
-    range_ms: tuple[int, int], most: int, labels: int,
-) -> Examples:  # fmt: skip
+    trail: Trail,
+    spec: WindowSpec,
+    label_events: int,
+    period_ms: int,
+    *,
+    range_ms: tuple[int, int],
+    most: int,
+    labels: int,
+) -> Examples:
     """Cut one user's history at up to `most` events inside `range_ms` (both ends included), evenly spread.
 
     Neither a cut nor a period reaches outside the range; the window reaches back before it.
@@ -132,10 +147,14 @@ def examples_of(  # noqa: PLR0913 - the window's law and the target's, spelled o
         following = [trail.texts[later] for later in range(done, stop) if trail.texts[later]][:_NEXT_TEXTS]
         texts[row, : len(following)] = following
     return Examples(
-        [trail.user_id] * len(chosen), np.array([trail.times[position] for position in chosen], np.int64), windows, hot,
-        texts, np.full(len(chosen), len(chosen) ** -0.5, np.float32),
+        [trail.user_id] * len(chosen),
+        np.array([trail.times[position] for position in chosen], np.int64),
+        windows,
+        hot,
+        texts,
+        np.full(len(chosen), len(chosen) ** -0.5, np.float32),
         np.array([trail.times[targets[position][1] - 1] for position in chosen], np.int64),
-    )  # fmt: skip
+    )
 
 
 def _spread(positions: Sequence[int], most: int) -> list[int]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import onnxruntime as ort  # type: ignore[import-untyped]  # ships no annotations
+import onnxruntime as ort
 import torch
 from torch import nn
 
@@ -82,9 +82,15 @@ def _export(network: nn.Module, example: Mapping[str, NDArray[Any]], outputs: Se
     axes = {0: torch.export.Dim("batch", max=4096), 1: torch.export.Dim(second, max=512)}
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            network, tuple(map(torch.from_numpy, example.values())), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=list(example), output_names=list(outputs), dynamic_shapes=dict.fromkeys(example, axes),
-        )  # fmt: skip
+            network,
+            tuple(map(torch.from_numpy, example.values())),
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=list(example),
+            output_names=list(outputs),
+            dynamic_shapes=dict.fromkeys(example, axes),
+        )
         if program is None:  # only TorchScript modules give none
             message = "torch.onnx.export gave no program"
             raise TypeError(message)
@@ -130,7 +136,7 @@ def _check(network: nn.Module, graph: bytes, examples: Sequence[Arrays]) -> None
                     where=type(network).__name__,
                     expected=f"less than {TOLERANCE}",
                     fix="This encoder or this torch cannot be exported: choose another `base`, or a newer torch.",
-                )  # fmt: skip
+                )
 
 
 def encode_texts(

@@ -189,7 +189,7 @@ def _batches(
 @torch.no_grad()
 def _held_out_loss(
     objective: _TextObjective, features: TextFeatures, texts: TextTable, rows: NDArray[np.int64]
-) -> float:  # fmt: skip
+) -> float:
     objective.eval()
     total = 0.0
     for batch in features.batches(_texts(texts, rows), size=64):

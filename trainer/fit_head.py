@@ -7,7 +7,7 @@ the user touches next, in-batch, which keeps it in the space of the item vectors
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -37,6 +37,13 @@ _CONTRAST: Final = 0.1
 
 _TEMPERATURES: Final = np.geomspace(0.25, 4.0, 49)
 _PROBE_STEPS: Final = 150
+_STEPS_AN_EPOCH: Final = 32
+_SMALL_BATCH: Final = 16
+"""A small log is read in smaller steps, down to this: a head needs some hundred steps, however few the examples."""
+
+_COUNTING_LR: Final = 10.0
+"""Times the learning rate, for the counting branch: few weights, each of which has to move far."""
+
 _THREADS: Final = 1
 """The head's operators are too small to split: measured 5 s on one core and 8 s on two; 25 s on two busy ones."""
 
@@ -44,9 +51,15 @@ _EVALUATION_BATCH: Final = 512
 
 
 def fit_head(  # noqa: PLR0913 - what it is fitted on, and how
-    train: tuple[Examples, Compact], tune: tuple[Examples, Compact], *, table: NDArray[np.float16],
-    texts: TextTable, platforms: int, options: TrainOptions, report: Report,
-) -> Head:  # fmt: skip
+    train: tuple[Examples, Compact],
+    tune: tuple[Examples, Compact],
+    *,
+    table: NDArray[np.float16],
+    texts: TextTable,
+    platforms: int,
+    options: TrainOptions,
+    report: Report,
+) -> Head:
     """Train a head and calibrate it. `table`: the vectors, `trainer.compact.vector_table`; `platforms`: known ones."""
     examples, inputs = train
     with seeded(options.seed, _THREADS) as random:
@@ -55,15 +68,16 @@ def fit_head(  # noqa: PLR0913 - what it is fitted on, and how
         head = Head(HeadShape(labels, platforms, options.width, dropout=options.dropout), prior)
         _fit_evidence(head, table, texts)
         epochs = max(1, min(options.head_epochs, round(options.head_windows_shown / len(examples))))
-        steps = epochs * -(-len(examples) // options.head_batch)
-        optimizer = torch.optim.AdamW(head.parameters(), lr=options.head_lr, weight_decay=options.weight_decay)
+        size = max(_SMALL_BATCH, min(options.head_batch, len(examples) // _STEPS_AN_EPOCH))
+        steps = epochs * -(-len(examples) // size)
+        optimizer = torch.optim.AdamW(_groups(head, options.head_lr), weight_decay=options.weight_decay)
         pace = schedule(optimizer, steps)
         patience = Patience(head, options.head_patience)
         done = 0
         metrics: dict[str, float] = {}
         for _ in range(epochs):
             head.train()
-            for rows in _batches(inputs, options.head_batch, random):
+            for rows in _batches(inputs, size, random):
                 windows = _thinned(inputs.with_vectors(table, rows), options, platforms, random)
                 loss = _loss(head, windows, examples, rows, table)
                 optimizer.zero_grad(set_to_none=True)
@@ -87,20 +101,16 @@ def fit_head(  # noqa: PLR0913 - what it is fitted on, and how
 
 
 @torch.no_grad()
-def score_windows(
-    head: Head, inputs: Compact, table: NDArray[np.float16]
-) -> NDArray[np.float32]:  # fmt: skip
+def score_windows(head: Head, inputs: Compact, table: NDArray[np.float16]) -> NDArray[np.float32]:
     """Return calibrated scores (windows, labels)."""
     head.eval()
-    parts = [
-        head(*map(torch.from_numpy, inputs.with_vectors(table, rows)))[0].numpy() for rows in _chunks(inputs)
-    ]  # fmt: skip
+    parts = [head(*map(torch.from_numpy, inputs.with_vectors(table, rows)))[0].numpy() for rows in _chunks(inputs)]
     return np.concatenate(parts) if parts else np.zeros((0, len(head.prior)), np.float32)
 
 
 def _loss(
     head: Head, windows: HeadInputs, examples: Examples, rows: NDArray[np.int64], table: NDArray[np.float16]
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     logits, user = head.residual(*map(torch.from_numpy, windows))
     targets = torch.from_numpy(examples.targets[rows])  # (windows, labels)
     weights = torch.from_numpy(examples.weights[rows])  # (windows,)
@@ -132,9 +142,15 @@ def _fit_evidence(head: Head, table: NDArray[np.float16], texts: TextTable) -> N
         optimizer.step()
 
 
-def _thinned(
-    windows: HeadInputs, options: TrainOptions, platforms: int, random: np.random.Generator
-) -> HeadInputs:  # fmt: skip
+def _groups(head: Head, rate: float) -> list[dict[str, Any]]:
+    """Return the weights with their learning rates."""
+    counting = [*head.action_gain.parameters(), head.fading, head.smoothing, head.belief]
+    chosen = set(map(id, counting))
+    others = [parameter for parameter in head.parameters() if id(parameter) not in chosen]
+    return [{"params": others, "lr": rate}, {"params": counting, "lr": rate * _COUNTING_LR}]
+
+
+def _thinned(windows: HeadInputs, options: TrainOptions, platforms: int, random: np.random.Generator) -> HeadInputs:
     """Hide events at random; for some windows hide one platform, or make it one the release does not know."""
     action, platform = windows.action, windows.platform
     action = np.where(random.random(action.shape) < options.event_dropout, 0, action)
@@ -167,9 +183,9 @@ def _chunks(inputs: Compact) -> Iterator[NDArray[np.int64]]:
 @torch.no_grad()
 def _residuals(head: Head, inputs: Compact, table: NDArray[np.float16]) -> Tensor:
     head.eval()
-    return torch.cat([
-        head.residual(*map(torch.from_numpy, inputs.with_vectors(table, rows)))[0] for rows in _chunks(inputs)
-    ])  # fmt: skip
+    return torch.cat(
+        [head.residual(*map(torch.from_numpy, inputs.with_vectors(table, rows)))[0] for rows in _chunks(inputs)]
+    )
 
 
 @torch.no_grad()

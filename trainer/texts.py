@@ -47,6 +47,11 @@ class TextTable(NamedTuple):
         for row, text in enumerate(texts):
             own[row, sorted(labels.get(text, ()))] = 1
         return cls(
-            hashes, texts, {text_hash: row for row, text_hash in enumerate(hashes, 1)}, own, own.any(axis=1),
-            np.zeros_like(own), np.zeros(len(texts), np.float32),
-        )  # fmt: skip
+            hashes,
+            texts,
+            {text_hash: row for row, text_hash in enumerate(hashes, 1)},
+            own,
+            own.any(axis=1),
+            np.zeros_like(own),
+            np.zeros(len(texts), np.float32),
+        )

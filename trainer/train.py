@@ -12,6 +12,7 @@ Every function below `train_on` serves one of its steps.
 
 from __future__ import annotations
 
+import asyncio
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,6 +33,7 @@ from xplat_stream.errors import ReleaseError
 from xplat_stream.profile import TaxonomyRef
 from xplat_stream.serving.features import TextFeatures
 from xplat_stream.serving.releases import ENCODER, MODEL_FILE, TOKENIZER_FILE, Golden, ModelRepository
+from xplat_stream.serving.triton import TritonScorer
 from xplat_stream.taxonomy import load_taxonomy
 from xplat_stream.window import WindowSpec
 
@@ -69,6 +71,8 @@ def train(settings: Settings, options: TrainOptions, report: Report = silent) ->
     Raises `DataError` when that is too little, `KafkaUnavailable`, `ReleaseError`, `TritonUnavailable`.
     """
     started = perf_counter()
+    if options.publish:
+        asyncio.run(_can_publish(settings))
     log = read_log(settings, report)
     report("read", 1, 1, {"events": len(log.events), "rejected": log.rejected})
     result = train_on(log.events, settings, options, report)
@@ -78,7 +82,7 @@ def train(settings: Settings, options: TrainOptions, report: Report = silent) ->
 
 def train_on(
     events: Sequence[Event], settings: Settings, options: TrainOptions, report: Report = silent
-) -> TrainResult:  # fmt: skip
+) -> TrainResult:
     """Train on these events. Raises as `train`."""
     clock = _Clock()
     taxonomy = load_taxonomy(settings.model.taxonomy)
@@ -109,19 +113,25 @@ def train_on(
 
     # Head: windows of vectors → labels, early stopping and calibration on one half of the validation users
     head = fit_head(
-        (data.train, train_inputs), (data.tune, tune_inputs), table=table, texts=data.texts,
-        platforms=len(data.platforms), options=options, report=report,
-    )  # fmt: skip
+        (data.train, train_inputs),
+        (data.tune, tune_inputs),
+        table=table,
+        texts=data.texts,
+        platforms=len(data.platforms),
+        options=options,
+        report=report,
+    )
     clock.stage("head")
 
     # Evaluation: on the other half
     scores = score_windows(head, test_inputs, table)  # (windows, labels)
     evaluation = evaluate(
         taxonomy,
-        (score_windows(head, train_inputs, table), data.train.targets), (scores, data.test.targets),
+        (score_windows(head, train_inputs, table), data.train.targets),
+        (scores, data.test.targets),
         baselines=baselines(data.texts, (train_inputs, data.train.targets), test_inputs, data.train.weights),
         users=len(set(data.test.users)),
-    )  # fmt: skip
+    )
     metrics = evaluation.metrics()
     report("evaluate", len(scores), len(scores), {"ndcg": metrics["ndcg_at_10"], "micro_f1": metrics["micro_f1"]})
     clock.stage("evaluate")
@@ -129,11 +139,18 @@ def train_on(
     # Export, with golden requests answered by the exported graphs
     graph = export_head(head)
     candidate = Candidate(
-        encoder=encoder.files, head=graph, taxonomy=TaxonomyRef(taxonomy.name, taxonomy.version, taxonomy.cattax),
-        labels=data.labels, platforms=data.platforms, width=encoder.width, max_tokens=encoder.max_tokens,
-        max_events=options.max_events, base=encoder.base, golden=_golden(data, test_inputs, table, graph),
+        encoder=encoder.files,
+        head=graph,
+        taxonomy=TaxonomyRef(taxonomy.name, taxonomy.version, taxonomy.cattax),
+        labels=data.labels,
+        platforms=data.platforms,
+        width=encoder.width,
+        max_tokens=encoder.max_tokens,
+        max_events=options.max_events,
+        base=encoder.base,
+        golden=_golden(data, test_inputs, table, graph),
         metrics=metrics,
-    )  # fmt: skip
+    )
     report("export", 1, 1, {"head_kb": len(graph) / 1024})
     clock.stage("export")
     if not options.publish:
@@ -144,6 +161,13 @@ def train_on(
     report("publish", 1, 1, {"release": published.release})
     clock.stage("publish")
     return TrainResult(published.release, published.previous, metrics, evaluation, clock.seconds, candidate)
+
+
+async def _can_publish(settings: Settings) -> None:
+    """Find out before the minutes of training, not after, that there is nowhere to publish."""
+    ModelRepository(settings.model.repository).require_layout()
+    async with TritonScorer(settings.triton) as scorer:
+        await scorer.require_ready()
 
 
 class _Clock:
@@ -179,9 +203,13 @@ def _fine_tuned(data: Dataset, options: TrainOptions, report: Report) -> _ReadyE
     tokenizer = Tokenizer.from_str(raw_tokenizer.decode())
     graph = export_encoder(encoder, vocabulary=tokenizer.get_vocab_size())
     return _ReadyEncoder(
-        graph, TextFeatures(tokenizer, max_tokens=options.max_tokens), EncoderFiles(graph, raw_tokenizer),
-        options.width, options.max_tokens, options.base or DEFAULT_PACKAGE,
-    )  # fmt: skip
+        graph,
+        TextFeatures(tokenizer, max_tokens=options.max_tokens),
+        EncoderFiles(graph, raw_tokenizer),
+        options.width,
+        options.max_tokens,
+        options.base or DEFAULT_PACKAGE,
+    )
 
 
 def _active_encoder(settings: Settings, options: TrainOptions) -> _ReadyEncoder:
@@ -189,18 +217,21 @@ def _active_encoder(settings: Settings, options: TrainOptions) -> _ReadyEncoder:
     active = active_announcement(settings)
     if active is None:
         raise ReleaseError(
-            "no release is active whose encoder could be kept", where=settings.kafka.bootstrap,
+            "no release is active whose encoder could be kept",
+            where=settings.kafka.bootstrap,
             expected="a release announced on interest.models.v1",
             fix="Train encoder and head together first: `xplat train`.",
-        )  # fmt: skip
+        )
     repository = ModelRepository(settings.model.repository)
     release = repository.load(active.release)
     manifest = release.manifest
     if manifest.width != options.width:
         raise ReleaseError(
-            f"the active encoder's vectors are {manifest.width} wide", where=f"release {active.release}",
-            expected=f"{options.width}, as asked for", fix="Train encoder and head together, or leave the width alone.",
-        )  # fmt: skip
+            f"the active encoder's vectors are {manifest.width} wide",
+            where=f"release {active.release}",
+            expected=f"{options.width}, as asked for",
+            fix="Train encoder and head together, or leave the width alone.",
+        )
     folder = repository.root / ENCODER / str(manifest.encoder)
     features = TextFeatures.from_file(folder / TOKENIZER_FILE, max_tokens=manifest.max_tokens)
     return _ReadyEncoder(
@@ -214,7 +245,11 @@ def _golden(data: Dataset, inputs: Compact, table: NDArray[np.float16], head: by
     rows = np.argsort(np.abs(inputs.length - _GOLDEN_EVENTS), kind="stable")[:_GOLDEN]  # short enough for a manifest
     windows = inputs.with_vectors(table, rows)
     return Golden(
-        texts, table[1 : len(texts) + 1].tolist(),
-        windows.vectors.tolist(), windows.platform.tolist(), windows.action.tolist(), windows.age.tolist(),
+        texts,
+        table[1 : len(texts) + 1].tolist(),
+        windows.vectors.tolist(),
+        windows.platform.tolist(),
+        windows.action.tolist(),
+        windows.age.tolist(),
         score_inputs(head, windows).tolist(),
-    )  # fmt: skip
+    )

@@ -28,9 +28,12 @@ from xplat_stream.verify import verify as verify_log
 from xplat_stream.verify import wait_until_caught_up
 
 app = typer.Typer(
-    name="xplat", help="Live interest profiles of people across platforms.", no_args_is_help=True,
-    pretty_exceptions_enable=False, add_completion=False,
-)  # fmt: skip
+    name="xplat",
+    help="Live interest profiles of people across platforms.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
 topics_app = typer.Typer(help="The Kafka topics.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
 console = Console()
@@ -68,7 +71,7 @@ def main() -> NoReturn:
 
 @app.callback()
 def _root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # noqa: ARG001, FBT002 - read in `main`
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Live interest profiles of people across platforms."""
 
@@ -85,14 +88,16 @@ def _add_installed_commands() -> None:
             app.command(entry.name)(command)
 
 
-def _absent(name: str, module: str) -> Any:  # noqa: ANN401 - a typer command
+def _absent(name: str, module: str) -> Any:
     extra = {"train": "trainer"}.get(name, "worker")
 
     def command() -> None:
         raise OperatorError(
-            f"`xplat {name}` needs {module}", where="this Python environment", expected=f"the extra `{extra}`",
+            f"`xplat {name}` needs {module}",
+            where="this Python environment",
+            expected=f"the extra `{extra}`",
             fix=f"pip install 'xplat-stream[{extra}]'",
-        )  # fmt: skip
+        )
 
     command.__doc__ = f"Not installed: pip install 'xplat-stream[{extra}]'"
     return command
@@ -104,9 +109,11 @@ def up() -> None:
     from xplat_stream import local
 
     local.up(
-        load_settings(), report=console.print,
-        external_kafka=os.environ.get("XPLAT_KAFKA__BOOTSTRAP"), external_triton=os.environ.get("XPLAT_TRITON__URL"),
-    )  # fmt: skip
+        load_settings(),
+        report=console.print,
+        external_kafka=os.environ.get("XPLAT_KAFKA__BOOTSTRAP"),
+        external_triton=os.environ.get("XPLAT_TRITON__URL"),
+    )
     created = create_topics(load_settings())
     console.print(f"topics {'created: ' + ', '.join(created) if created else 'in place'}", highlight=False)
 
@@ -120,7 +127,7 @@ def down() -> None:
 
 
 @app.command()
-def status(json: Json = False) -> None:  # noqa: FBT002 - a flag of the command line
+def status(json: Json = False) -> None:
     """Say what runs where."""
     from xplat_stream import local
 
@@ -140,7 +147,7 @@ def topics_create() -> None:
 
 
 @topics_app.command("list")
-def topics_list(json: Json = False) -> None:  # noqa: FBT002 - a flag of the command line
+def topics_list(json: Json = False) -> None:
     """List the topics on the broker with their partition counts, and check them."""
     settings = load_settings()
     counts = partition_counts(settings)
@@ -152,7 +159,7 @@ def topics_list(json: Json = False) -> None:  # noqa: FBT002 - a flag of the com
 
 
 @app.command()
-def simulate(  # noqa: PLR0913 - one option each
+def simulate(
     users: Annotated[int, typer.Option(min=1, help="People in the population.")] = 1000,
     rate: Annotated[float, typer.Option(min=0, help="Live events per second, all platforms together.")] = 200.0,
     seconds: Annotated[float, typer.Option(min=0, help="How long; 0 = until stopped.")] = 0.0,
@@ -173,9 +180,17 @@ def simulate(  # noqa: PLR0913 - one option each
     truth = truth or Path(settings.local.home) / "truth.json"
     _print_json(
         run(
-            settings, population, history_events=history, history_days=history_days, rate_per_s=rate, seconds=seconds,
-            bad_share=bad, duplicate_share=duplicates, out_of_order_share=out_of_order, truth_path=truth,
-        )  # fmt: skip
+            settings,
+            population,
+            history_events=history,
+            history_days=history_days,
+            rate_per_s=rate,
+            seconds=seconds,
+            bad_share=bad,
+            duplicate_share=duplicates,
+            out_of_order_share=out_of_order,
+            truth_path=truth,
+        )
     )
 
 
@@ -196,10 +211,10 @@ def replay(
 @app.command()
 def tail(
     user: Annotated[str, typer.Option(help="Only this user.")] = "",
-    from_start: Annotated[bool, typer.Option("--from-start", help="Begin with what is there already.")] = False,  # noqa: FBT002
+    from_start: Annotated[bool, typer.Option("--from-start", help="Begin with what is there already.")] = False,
     limit: Annotated[int, typer.Option(min=0, help="Stop after so many; 0 = never.")] = 0,
     idle: Annotated[float, typer.Option(min=0, help="Stop after so many quiet seconds; 0 = never.")] = 0.0,
-    json: Json = False,  # noqa: FBT002
+    json: Json = False,
 ) -> None:
     """Print profiles as they are published."""
     shown = 0
@@ -216,8 +231,11 @@ def tail(
                 top = "  ".join(f"{one.slug} {one.score:.2f} {_ARROWS[one.trend]}" for one in profile.interests[:4])
                 console.print(
                     f"{profile.as_of:%H:%M:%S} {profile.user_id} r{profile.revision} {profile.status} "
-                    f"{sum(profile.window.platforms.values())} events  {top}", markup=False, highlight=False, soft_wrap=True,
-                )  # fmt: skip
+                    f"{sum(profile.window.platforms.values())} events  {top}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
             shown += 1
             if shown == limit:
                 return
@@ -227,23 +245,26 @@ _ARROWS = {"rising": "↑", "falling": "↓", "steady": "·", "new": "+"}
 
 
 @app.command()
-def show(user: Annotated[str, typer.Argument(help="User id.")], json: Json = False) -> None:  # noqa: FBT002
+def show(user: Annotated[str, typer.Argument(help="User id.")], json: Json = False) -> None:
     """Show the current profile of one user, with the evidence for each interest."""
     settings = load_settings()
     record = current_profile(settings, UserId(user))
     if record is None:
         raise DataError(
-            f"no profile of user {user!r}", where=settings.kafka.bootstrap, expected="a user with at least one admitted event",
+            f"no profile of user {user!r}",
+            where=settings.kafka.bootstrap,
+            expected="a user with at least one admitted event",
             fix="`xplat tail --from-start` lists who has one.",
-        )  # fmt: skip
+        )
     if json:
         _print_json(record)
         return
     profile = record.data
     console.print(
         f"[bold]{user}[/]  revision {profile.revision}  {profile.status}  release {profile.model.release}  "
-        f"as of {profile.as_of:%Y-%m-%d %H:%M:%S}Z  {profile.window.platforms}", highlight=False,
-    )  # fmt: skip
+        f"as of {profile.as_of:%Y-%m-%d %H:%M:%S}Z  {profile.window.platforms}",
+        highlight=False,
+    )
     table = Table("rank", "interest", "score", "moved", "because of")
     for one in profile.interests:
         because = "; ".join(f"{e.count}× {e.action} on {e.platform}: {e.example}" for e in one.evidence)
@@ -254,7 +275,7 @@ def show(user: Annotated[str, typer.Argument(help="User id.")], json: Json = Fal
 @app.command()
 def verify(
     wait: Annotated[float, typer.Option(min=0, help="Give the workers so many seconds to catch up first.")] = 0.0,
-    json: Json = False,  # noqa: FBT002
+    json: Json = False,
 ) -> None:
     """Compare state and profiles with the log, byte for byte. Exit code 1 unless they are exact."""
     settings = load_settings()
@@ -270,6 +291,21 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option(min=5, help="Length of the live part.")] = 120.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same people and items.")] = 7,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave Kafka and Triton running afterwards.")] = False,
+) -> None:
+    """Run everything on this machine: stack, training, three platforms, worker, refresh while streaming, proof."""
+    from xplat_stream.demo import run_demo
+
+    result = run_demo(console, dict(os.environ), seconds=seconds, seed=seed, keep=keep)
+    _print_json(result)
+    if not result.good:
+        raise typer.Exit(1)
+
+
 @app.command("settings")
 def show_settings() -> None:
     """Print every setting as it is in force here, as JSON."""
@@ -280,7 +316,7 @@ def _readable(settings: Settings) -> dict[str, Any]:
     return dict(msgspec.to_builtins(settings))
 
 
-def _print_json(value: Any) -> None:  # noqa: ANN401 - whatever msgspec encodes
+def _print_json(value: Any) -> None:
     sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
     sys.stdout.flush()
 

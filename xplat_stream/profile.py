@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -114,9 +115,15 @@ def unscored_profile(
 ) -> Profile:
     """Return the profile of a user whom no model has scored yet: the window alone, status ``cold_start``."""
     return Profile(
-        user_id=user_id, revision=revision, status="cold_start", cause=cause, as_of=instant(window.end),
-        taxonomy=_taxonomy_ref(taxonomy), model=ModelRef(0), window=_window_ref(window),
-    )  # fmt: skip
+        user_id=user_id,
+        revision=revision,
+        status="cold_start",
+        cause=cause,
+        as_of=instant(window.end),
+        taxonomy=_taxonomy_ref(taxonomy),
+        model=ModelRef(0),
+        window=_window_ref(window),
+    )
 
 
 def scored_profile(  # noqa: PLR0913 - a profile is made of exactly these
@@ -143,21 +150,37 @@ def scored_profile(  # noqa: PLR0913 - a profile is made of exactly these
         before = publication.score_of(index)
         delta = 0.0 if before is None else scores[index] - before
         trend: Literal["rising", "steady", "falling", "new"] = (
-            "new" if before is None
-            else "rising" if delta >= TREND_STEP
-            else "falling" if delta <= -TREND_STEP
+            "new"
+            if before is None
+            else "rising"
+            if delta >= TREND_STEP
+            else "falling"
+            if delta <= -TREND_STEP
             else "steady"
-        )  # fmt: skip
+        )
         interests.append(
             Interest(
-                id=label.id, slug=label.slug, label=label.name, score=round(scores[index], 4), rank=rank,
-                delta=round(delta, 4), trend=trend, evidence=evidence.get(label.id, ()),
-            )  # fmt: skip
+                id=label.id,
+                slug=label.slug,
+                label=label.name,
+                score=round(scores[index], 4),
+                rank=rank,
+                delta=round(delta, 4),
+                trend=trend,
+                evidence=evidence.get(label.id, ()),
+            )
         )
     return Profile(
-        user_id=user_id, revision=publication.revision, status="fresh", cause=cause, as_of=instant(window.end),
-        taxonomy=_taxonomy_ref(taxonomy), model=model, window=_window_ref(window), interests=tuple(interests),
-    )  # fmt: skip
+        user_id=user_id,
+        revision=publication.revision,
+        status="fresh",
+        cause=cause,
+        as_of=instant(window.end),
+        taxonomy=_taxonomy_ref(taxonomy),
+        model=model,
+        window=_window_ref(window),
+        interests=tuple(interests),
+    )
 
 
 def _evidence(
@@ -186,6 +209,7 @@ def _evidence(
     }
 
 
+@lru_cache(maxsize=16)
 def _taxonomy_ref(taxonomy: Taxonomy) -> TaxonomyRef:
     return TaxonomyRef(taxonomy.name, taxonomy.version, taxonomy.cattax)
 

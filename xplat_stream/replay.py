@@ -199,9 +199,11 @@ def _file(folder: Path, stem: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise DataError(
-        f"no {stem} file", where=str(folder), expected=f"{stem}.tsv.gz or {stem}.tsv",
+        f"no {stem} file",
+        where=str(folder),
+        expected=f"{stem}.tsv.gz or {stem}.tsv",
         fix="Name a folder in the recording format.",
-    )  # fmt: skip
+    )
 
 
 def _fail(what: str, path: Path, expected: str, fix: str = _FIX, *, line: int = 0) -> NoReturn:

@@ -64,7 +64,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Consumer group and prefix of the changelog topic."""
     datadir: Annotated[str, Meta(min_length=1)] = ".xplat/worker"
     """RocksDB folder of one worker process; two processes need two."""
-    chunk_events: Annotated[int, Meta(ge=1, le=100_000)] = 4000
+    chunk_events: Annotated[int, Meta(ge=1, le=100_000)] = 8000
     """Most events of one partition handled, and acknowledged, together."""
     session_timeout_s: Annotated[float, Meta(ge=6, le=300)] = 10.0
     """How soon Kafka gives a dead worker's partitions to another."""
@@ -178,9 +178,11 @@ def _from_stack(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise SettingsError(
-            f"the local stack's file cannot be read: {error}", where=str(path), expected="the JSON that `xplat up` writes",
+            f"the local stack's file cannot be read: {error}",
+            where=str(path),
+            expected="the JSON that `xplat up` writes",
             fix="Delete the file; a stack that still runs is found by `pgrep -f kafka.Kafka`.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _from_toml(path: Path) -> dict[str, Any]:
@@ -190,9 +192,11 @@ def _from_toml(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(
-            f"settings file cannot be read: {error}", where=str(path), expected="TOML",
+            f"settings file cannot be read: {error}",
+            where=str(path),
+            expected="TOML",
             fix="Correct the line named above.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _overlay(merged: dict[str, Any], source: Mapping[str, Any], origin: dict[str, str], name: str) -> None:
@@ -221,13 +225,17 @@ def _explained(error: msgspec.ValidationError, origin: Mapping[str, str]) -> Set
     if unknown:
         known = _fields_of(key.rpartition(".")[0])
         return SettingsError(
-            f"unknown setting {variable if source == 'environment' else key}", where=source,
-            expected=f"one of {', '.join(known)}", fix="Correct the name or remove it.",
-        )  # fmt: skip
+            f"unknown setting {variable if source == 'environment' else key}",
+            where=source,
+            expected=f"one of {', '.join(known)}",
+            fix="Correct the name or remove it.",
+        )
     return SettingsError(
-        f"{variable if source == 'environment' else key} is not usable: {message}", where=source,
-        expected=message.partition("Expected ")[2] or "another value", fix="Correct the value or remove it.",
-    )  # fmt: skip
+        f"{variable if source == 'environment' else key} is not usable: {message}",
+        where=source,
+        expected=message.partition("Expected ")[2] or "another value",
+        fix="Correct the value or remove it.",
+    )
 
 
 def _fields_of(group: str) -> list[str]:

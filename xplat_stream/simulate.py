@@ -48,7 +48,7 @@ class Simulated(msgspec.Struct, frozen=True):
     delivered: int
 
 
-def _edited(event: Event, **changes: Any) -> bytes:  # noqa: ANN401 - JSON values of any kind
+def _edited(event: Event, **changes: Any) -> bytes:
     envelope = msgspec.json.decode(encode_event(event))
     for place, value in changes.items():
         owner, key = (envelope["data"], place[5:]) if place.startswith("data_") else (envelope, place)
@@ -69,6 +69,7 @@ MALFORMED: Final[tuple[tuple[str, Callable[[Event], bytes]], ...]] = (
     ("empty", lambda _: b""),
 )
 """Ways to spoil an event, each with the reason it is dead-lettered for."""
+
 
 class _Publisher:
     """Sends events with the disorder of a real network mixed in: repeats, late-comers, broken records."""

@@ -7,16 +7,17 @@ worker's leftovers are reconciled in any order.
 
 from __future__ import annotations
 
-from struct import Struct
+from struct import Struct, pack, unpack_from
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import msgspec
 
-from xplat_stream.event import TextHash, UserId
 from xplat_stream.window import BehaviorWindow, WindowSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from xplat_stream.event import TextHash, UserId
 
 USER_PREFIX: Final = b"w"
 TEXT_PREFIX: Final = b"t"
@@ -78,7 +79,7 @@ class UserState(NamedTuple):
         head = _HEAD.pack(
             FORMAT, _PENDING if publication.pending else 0, publication.revision, publication.release, len(scores)
         )
-        return head + Struct(f">{len(scores)}H").pack(*scores) + bytes(self.window)
+        return head + pack(f">{len(scores)}H", *scores) + bytes(self.window)
 
     @classmethod
     def unpack(cls, spec: WindowSpec, packed: bytes) -> Self:
@@ -91,7 +92,7 @@ class UserState(NamedTuple):
         if len(packed) < scores_end:
             message = f"user state of {len(packed)} bytes ends inside its {count} scores"
             raise ValueError(message)
-        scores = Struct(f">{count}H").unpack_from(packed, _HEAD.size)
+        scores = unpack_from(f">{count}H", packed, _HEAD.size)
         return cls(
             BehaviorWindow.from_bytes(spec, packed[scores_end:]),
             Publication(revision, release, scores, bool(flags & _PENDING)),

@@ -41,7 +41,7 @@ _serial = count(1)
 Fault = Literal["fail", "nan", "shape", "invalid"]
 
 
-def make_event(**overrides: Any) -> Event:  # noqa: ANN401 - any field of Event or Object
+def make_event(**overrides: Any) -> Event:
     """Return a valid event, the n-th call's own id and second, with any field of `Event` or of `Object` replaced.
 
     Fields of the object are named with ``object_`` in front: ``make_event(platform="video", object_title="A film")``.
@@ -75,11 +75,19 @@ def make_release(  # noqa: PLR0913 - what a release is made of
     """Return a release held in memory, with a tokenizer of single words. `labels` empty: the shipped taxonomy's."""
     taxonomy = load_taxonomy()
     manifest = Manifest(
-        release=number, encoder=encoder, created_at=START,
+        release=number,
+        encoder=encoder,
+        created_at=START,
         taxonomy=TaxonomyRef(taxonomy.name, taxonomy.version, taxonomy.cattax),
-        labels=tuple(labels) or taxonomy.ids(), platforms=tuple(platforms), width=width, max_tokens=max_tokens,
-        max_events=max_events, base="test", files={}, golden=Golden([], [], [], [], [], [], []),
-    )  # fmt: skip
+        labels=tuple(labels) or taxonomy.ids(),
+        platforms=tuple(platforms),
+        width=width,
+        max_tokens=max_tokens,
+        max_events=max_events,
+        base="test",
+        files={},
+        golden=Golden([], [], [], [], [], [], []),
+    )
     return Release(manifest, TextFeatures(_tokenizer(), max_tokens=max_tokens))
 
 
@@ -174,9 +182,11 @@ async def broken_promises(scorer: Scorer, release: Release) -> list[str]:
     vectors = await scorer.encode(release, texts)
     users, events = 3, 8
     head = HeadInputs(
-        np.zeros((users, events, manifest.width), np.float16), np.zeros((users, events), np.int32),
-        np.zeros((users, events), np.int32), np.zeros((users, events), np.float32),
-    )  # fmt: skip
+        np.zeros((users, events, manifest.width), np.float16),
+        np.zeros((users, events), np.int32),
+        np.zeros((users, events), np.int32),
+        np.zeros((users, events), np.float32),
+    )
     for user in range(1, users):  # user 0 has an empty window
         head.vectors[user, :user] = np.frombuffer(vectors[user], np.float16)[: manifest.width]
         head.action[user, :user] = head.platform[user, :user] = 1

@@ -122,9 +122,15 @@ def verify(settings: Settings, *, report: Callable[[str], None] = lambda _: None
     for key in digests.keys() - windows.keys() - found.keys():
         differing[key] = "a profile without events"
     return Verdict(
-        events, rejected, len(windows), missing, extra, len(differing), len(digests),
+        events,
+        rejected,
+        len(windows),
+        missing,
+        extra,
+        len(differing),
+        len(digests),
         tuple(f"{key.decode()}: {why}" for key, why in sorted(differing.items())[:10]),
-    )  # fmt: skip
+    )
 
 
 def _found_windows(settings: Settings, spec: WindowSpec) -> tuple[dict[bytes, BehaviorWindow], int]:
@@ -165,12 +171,16 @@ def wait_until_caught_up(settings: Settings, *, timeout_s: float) -> bool:
     try:
         while True:
             topics = [*map(behavior_topic, platforms_on(settings)), REKEYED]
+            counts = partition_counts(settings)
+            where = [TopicPartition(topic, number) for topic in topics for number in range(counts.get(topic, 0))]
+            # Commits before ends: a worker forwards before it commits, so what it forwarded is in the ends read after.
+            committed = consumer.committed(where, timeout=ANSWER_S)
             ends = {(span.topic, span.partition): span for span in spans(settings, topics)}
-            committed = consumer.committed([TopicPartition(*where) for where in ends], timeout=ANSWER_S)
             behind = [
-                one for one in committed
+                one
+                for one in committed
                 if ends[one.topic, one.partition].end > max(one.offset, ends[one.topic, one.partition].start)
-            ]  # fmt: skip
+            ]
             if not behind:
                 return True
             if time.monotonic() > deadline:

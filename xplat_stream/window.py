@@ -60,7 +60,6 @@ class WindowSpec:
             raise ValueError(message)
 
 
-
 class WindowEvent(NamedTuple):
     """One event as a window remembers it."""
 
@@ -76,9 +75,15 @@ def row_of(event: Event, text_hash: TextHash | None = None) -> Row:
         text_hash = hash_text(item_text(event.object))
     time = event.occurred_at.to_bytes(_TIME_END, "big")
     action = ACTION_INDEX[event.action].to_bytes(1, "big")
-    content = blake2b(time + action + text_hash, digest_size=8)
-    content.update(f"{event.platform}\0{event.object.type}\0{event.object.id}\0{','.join(event.object.iab)}".encode())
-    return time + blake2b(event.event_id.encode(), digest_size=16).digest() + content.digest() + text_hash + action
+    item = event.object
+    content = f"{event.platform}\0{item.type}\0{item.id}\0{','.join(item.iab) if item.iab else ''}".encode()
+    return (
+        time
+        + blake2b(event.event_id.encode(), digest_size=16).digest()
+        + blake2b(time + action + text_hash + content, digest_size=8).digest()
+        + text_hash
+        + action
+    )
 
 
 def occurred_at(row: Row) -> Millis:
@@ -151,6 +156,11 @@ class BehaviorWindow:
         """How many rows share their event id with another row: one id published with two contents."""
         return sum(map(len, self._platforms.values())) - len(self._readable_rows())
 
+    def count_late(self, additions: Iterable[tuple[str, Row]]) -> int:
+        """Return how many of these rows lie before the horizon: they changed nothing."""
+        start = self.start.to_bytes(_TIME_END, "big")
+        return sum([row < start for _, row in additions])
+
     def rows(self) -> Iterator[tuple[str, Row]]:
         """Yield every `(platform, row)`, platform by platform, oldest first."""
         for platform in sorted(self._platforms):
@@ -160,17 +170,15 @@ class BehaviorWindow:
     def events(self) -> list[WindowEvent]:
         """Return what readers see, oldest first within a platform; of two contents of one id, the lowest hash."""
         return [
-            WindowEvent(
-                platform, ACTIONS[row[_TEXT_END]], occurred_at(row), TextHash(row[_CONTENT_END:_TEXT_END])
-            )
+            WindowEvent(platform, ACTIONS[row[_TEXT_END]], occurred_at(row), TextHash(row[_CONTENT_END:_TEXT_END]))
             for platform, row in self._readable_rows()
-        ]  # fmt: skip
+        ]
 
     def text_hashes(self) -> set[TextHash]:
         """Return the texts this window refers to, the empty text left out."""
-        return {
-            TextHash(row[_CONTENT_END:_TEXT_END]) for rows in self._platforms.values() for row in rows
-        } - {_EMPTY_TEXT}  # fmt: skip
+        return {TextHash(row[_CONTENT_END:_TEXT_END]) for rows in self._platforms.values() for row in rows} - {
+            _EMPTY_TEXT
+        }
 
     def _readable_rows(self) -> list[tuple[str, Row]]:
         everything = list(self.rows())

@@ -78,7 +78,7 @@ def _release(repository: Path, model: str, version: int, graph: bytes) -> None:
     staged.rename(repository / model / str(version))
 
 
-def _infer(client: Any, model: str, version: int, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:  # noqa: ANN401 - untyped
+def _infer(client: Any, model: str, version: int, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
     kinds = {"int64": "INT64", "int32": "INT32", "float32": "FP32", "float16": "FP16"}
     inputs = []
     for name, array in arrays.items():

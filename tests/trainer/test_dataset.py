@@ -36,7 +36,9 @@ def everything(dataset):
 def at(day: float, label: str = "", *, action: str = "view", user: str = "u", number: int = 0) -> Event:
     return Event(
         f"//shop#{user}{day}{number}", UserId(user), "shop", action,
-        Object(id=f"i{day}{number}", type="product", title=f"thing {day} {number}", categories=(label,) if label else ()),
+        Object(
+            id=f"i{day}{number}", type="product", title=f"thing {day} {number}", categories=(label,) if label else ()
+        ),
         Millis(START_MS + round(day * DAY_MS)),
     )  # fmt: skip
 
@@ -110,7 +112,10 @@ def test_negative_actions_are_no_target():
 def test_cut_takes_in_its_whole_millisecond():
     """Events of one millisecond are on the same side of every cut."""
     events = [
-        at(day, "Travel", user=user, number=number) for user in map(str, range(40)) for day in range(12) for number in (0, 1)
+        at(day, "Travel", user=user, number=number)
+        for user in map(str, range(40))
+        for day in range(12)
+        for number in (0, 1)
     ]  # fmt: skip
 
     dataset = build_examples(events, taxonomy(), SPEC, TrainOptions(label_period=timedelta(days=2)))
@@ -140,7 +145,7 @@ def test_texts_without_categories_learn_from_what_came_next(dataset):
 
 def test_too_little_says_what_to_do():
     """Too few events end in a line that counts them, says how many are needed and where to get more."""
-    with pytest.raises(DataError, match="40 training examples|xplat simulate") as caught:
+    with pytest.raises(DataError, match="xplat simulate") as caught:
         build_examples(make_log(users=2, events_each=10), taxonomy(), SPEC, OPTIONS)
 
     assert "20 events of 2 users" in str(caught.value)

@@ -12,7 +12,17 @@ from rich.console import Console
 
 from tests.trainer.conftest import OPTIONS
 from tests.trainer.corpus import make_log, taxonomy
-from trainer.evaluate import COUNTS, MODEL, POPULARITY, baselines, best_threshold, calibration_error, evaluate, ndcg, render
+from trainer.evaluate import (
+    COUNTS,
+    MODEL,
+    POPULARITY,
+    baselines,
+    best_threshold,
+    calibration_error,
+    evaluate,
+    ndcg,
+    render,
+)
 from trainer.fit import fit_encoder, schedule, seeded
 from trainer.fit_head import fit_head, score_windows
 from trainer.models import default_base
@@ -85,7 +95,7 @@ def test_encoder_learns_texts_it_was_not_shown(dataset):
         if "held_out" in metrics:
             losses.append(metrics["held_out"])
 
-    options = msgspec.structs.replace(OPTIONS, encoder_texts_shown=600, max_texts=200, encoder_batch=16)
+    options = msgspec.structs.replace(OPTIONS, encoder_texts_shown=240, max_texts=90, encoder_batch=8)
     encoder, _ = fit_encoder(dataset.texts, options, default_base(), report)
 
     assert losses[-1] < losses[0]

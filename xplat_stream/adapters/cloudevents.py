@@ -72,7 +72,9 @@ def decode_event(value: bytes | None) -> Event | None:
     if data.action not in ACTION_INDEX:
         raise RejectedEvent("unknown_action", f"action {data.action[:40]!r} is not in the vocabulary")
     if data.object.type not in _OBJECT_TYPES:
-        raise RejectedEvent("value", f"data.object.type {data.object.type[:40]!r} is not one of {', '.join(OBJECT_TYPES)}")
+        raise RejectedEvent(
+            "value", f"data.object.type {data.object.type[:40]!r} is not one of {', '.join(OBJECT_TYPES)}"
+        )
     user_id = data.user_id or data.anonymous_id
     if not user_id:
         raise RejectedEvent("missing_field", "data.user_id or data.anonymous_id is required")
@@ -83,7 +85,12 @@ def decode_event(value: bytes | None) -> Event | None:
     if occurred_at < 0:
         raise RejectedEvent("time_range", f"time {envelope.time.isoformat()} is before 1970")
     return Event(
-        f"{envelope.source}#{envelope.id}", UserId(user_id), data.platform, data.action, data.object, Millis(occurred_at)
+        f"{envelope.source}#{envelope.id}",
+        UserId(user_id),
+        data.platform,
+        data.action,
+        data.object,
+        Millis(occurred_at),
     )
 
 
@@ -104,9 +111,12 @@ def encode_event(event: Event) -> bytes:
         "partitionkey": event.user_id,
         "datacontenttype": "application/json",
         "data": {
-            "user_id": event.user_id, "platform": event.platform, "action": event.action, "object": event.object,
+            "user_id": event.user_id,
+            "platform": event.platform,
+            "action": event.action,
+            "object": event.object,
         },
-    }  # fmt: skip
+    }
     return _encode(envelope)
 
 

@@ -41,9 +41,16 @@ def encode_profile(profile: Profile, *, source: str, published_at: datetime, lat
     """Return a profile as structured CloudEvents JSON."""
     return _encode(
         ProfileRecord(
-            "1.0", f"{profile.user_id}:{profile.revision}", source, PROFILE_TYPE, published_at, profile.user_id,
-            "application/json", latency_ms, profile,
-        )  # fmt: skip
+            "1.0",
+            f"{profile.user_id}:{profile.revision}",
+            source,
+            PROFILE_TYPE,
+            published_at,
+            profile.user_id,
+            "application/json",
+            latency_ms,
+            profile,
+        )
     )
 
 

@@ -110,4 +110,4 @@ def current_profile(settings: Settings, user_id: UserId) -> ProfileRecord | None
 
 def partition_for(key: bytes, count: int) -> int:
     """Return the partition of a key under Java's murmur2 partitioner, which every topic keyed by user follows."""
-    return murmur2(key, count)
+    return int(murmur2(key, count))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from xplat_stream.adapters import admit
 from xplat_stream.errors import DeliveryError, RejectedEvent
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from xplat_stream.settings import Settings
 
 _BATCH = 2000
-_POLL_S = 0.5
+_POLL_S = 0.05
+"""librdkafka waits this long for a batch to become full, also when the end of the log is reached already."""
 
 
 class Span(NamedTuple):
@@ -85,23 +86,26 @@ def read_span(settings: Settings, span: Span) -> Iterator[list[Message]]:
     try:
         consumer.assign([TopicPartition(span.topic, span.partition, span.start)])
         silent = 0.0
+        position = span.start
         while True:
-            messages = consumer.consume(_BATCH, _POLL_S)
-            good = [message for message in messages if message.error() is None and message.offset() < span.end]
-            for message in messages:
-                error = message.error()
-                if error is not None and not error.retriable() and error.name() != "_PARTITION_EOF":
-                    raise kafka_unavailable(settings, KafkaException(error))
+            # Never ask for more than is left: `consume` waits its whole timeout for what cannot come.
+            messages = consumer.consume(max(1, min(_BATCH, span.end - position)), _POLL_S)
+            records = [message for message in messages if message.error() is None]
+            good = [record for record in records if record.offset() < span.end]
+            failures = [message.error() for message in messages if message.error() is not None]
             if good:
                 yield good
-            (position,) = consumer.position([TopicPartition(span.topic, span.partition)])
-            reached_end = any(message.error() is not None for message in messages)
-            if position.offset >= span.end or reached_end:
+                position = good[-1].offset() + 1
+            for error in failures:
+                if error.code() != KafkaError._PARTITION_EOF and not error.retriable():  # noqa: SLF001 - its public name
+                    raise kafka_unavailable(settings, KafkaException(error))
+            at_end = any(error.code() == KafkaError._PARTITION_EOF for error in failures)  # noqa: SLF001
+            if position >= span.end or len(good) < len(records) or at_end:
                 return
             silent = 0.0 if messages else silent + _POLL_S
             if silent > 6 * ANSWER_S:
-                message = f"{span.topic}[{span.partition}] stopped at {position.offset} of {span.end}"
-                raise DeliveryError(message, left=span.end - max(0, position.offset))
+                message = f"{span.topic}[{span.partition}] stopped at {position} of {span.end}"
+                raise DeliveryError(message, left=span.end - position)
     finally:
         consumer.close()
 
@@ -118,7 +122,10 @@ def read_behavior(settings: Settings) -> Iterator[tuple[Event | RejectedEvent | 
             for message in messages:
                 received_at_ms = message.timestamp()[1]
                 try:
-                    yield admit(message.key(), message.value(), platform=platform, received_at_ms=received_at_ms), message
+                    yield (
+                        admit(message.key(), message.value(), platform=platform, received_at_ms=received_at_ms),
+                        message,
+                    )
                 except RejectedEvent as rejection:
                     yield rejection, message
 

@@ -32,7 +32,7 @@ class EventProducer:
     Use it as a context manager, or call `flush` before the process ends. Create it after a fork, not before.
     """
 
-    def __init__(self, settings: Settings, **overrides: Any) -> None:  # noqa: ANN401 - librdkafka's own values
+    def __init__(self, settings: Settings, **overrides: Any) -> None:
         self.delivered = 0
         self.failed = 0
         self.last_error: KafkaError | None = None

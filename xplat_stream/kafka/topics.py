@@ -74,7 +74,7 @@ def topic_specs(settings: Settings, platforms: Iterable[str] | None = None) -> l
     }
     compacted = {"cleanup.policy": "compact"}
     return [
-        *(TopicSpec(behavior_topic(platform), True, kept) for platform in platforms or settings.platforms),  # noqa: FBT003
+        *(TopicSpec(behavior_topic(platform), True, kept) for platform in platforms or settings.platforms),
         TopicSpec(REKEYED, keyed_by_user=True, config=kept),
         TopicSpec(REJECTED, keyed_by_user=False, config={**kept, "max.message.bytes": str(REJECTED_MAX_BYTES)}),
         TopicSpec(changelog_topic(settings.worker.app), keyed_by_user=True, config=compacted),
@@ -126,10 +126,11 @@ def create_topics(settings: Settings, platforms: Iterable[str] | None = None) ->
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise TopicMismatch(
-                        f"topic {name} cannot be created: {error.args[0].str()}", where=settings.kafka.bootstrap,
+                        f"topic {name} cannot be created: {error.args[0].str()}",
+                        where=settings.kafka.bootstrap,
                         expected="a broker that takes these partition and replication counts",
                         fix="Correct XPLAT_KAFKA__PARTITIONS or XPLAT_KAFKA__REPLICATION.",
-                    ) from error  # fmt: skip
+                    ) from error
     check_topics(settings, platforms)
     return [spec.name for spec in missing]
 
@@ -141,26 +142,30 @@ def check_topics(settings: Settings, platforms: Iterable[str] | None = None) -> 
     missing = [spec.name for spec in specs if spec.name not in existing]
     if missing:
         raise TopicMismatch(
-            f"missing topics: {', '.join(missing)}", where=settings.kafka.bootstrap,
+            f"missing topics: {', '.join(missing)}",
+            where=settings.kafka.bootstrap,
             expected="all topics in place, since brokers must not create them with defaults of their own",
             fix="Run `xplat topics create`.",
-        )  # fmt: skip
+        )
     counts = {spec.name: existing[spec.name] for spec in specs if spec.keyed_by_user}
     counts.update({name: count for name, count in existing.items() if platform_of(name)})
     wanted = counts[changelog_topic(settings.worker.app)]
     odd = [f"{name} has {count}" for name, count in sorted(counts.items()) if count != wanted]
     if odd:
         raise TopicMismatch(
-            f"partition counts differ: {', '.join(odd)}", where=settings.kafka.bootstrap,
+            f"partition counts differ: {', '.join(odd)}",
+            where=settings.kafka.bootstrap,
             expected=f"{wanted}, as {changelog_topic(settings.worker.app)} has",
             fix="Recreate these topics with that count: a user's events must meet in one partition.",
-        )  # fmt: skip
+        )
     return wanted
 
 
 def kafka_unavailable(settings: Settings, error: KafkaException) -> KafkaUnavailable:
     """Translate librdkafka's error into the operator's line."""
     return KafkaUnavailable(
-        f"no Kafka broker answers: {error.args[0].str()}", where=settings.kafka.bootstrap,
-        expected="a broker at this address", fix="Run `xplat up`, or set XPLAT_KAFKA__BOOTSTRAP.",
-    )  # fmt: skip
+        f"no Kafka broker answers: {error.args[0].str()}",
+        where=settings.kafka.bootstrap,
+        expected="a broker at this address",
+        fix="Run `xplat up`, or set XPLAT_KAFKA__BOOTSTRAP.",
+    )

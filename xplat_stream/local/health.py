@@ -61,9 +61,11 @@ def triton_answers(url: str, *, timeout_s: float) -> bool:
         grpc = importlib.import_module("tritonclient.grpc")
     except ImportError as error:
         raise StackError(
-            f"Triton's client is not installed: {error}", where="tritonclient", expected="tritonclient[grpc]",
+            f"Triton's client is not installed: {error}",
+            where="tritonclient",
+            expected="tritonclient[grpc]",
             fix="Install it: pip install 'xplat-stream[worker,local]'.",
-        ) from error  # fmt: skip
+        ) from error
     client = grpc.InferenceServerClient(url)
     try:
         return bool(client.is_server_ready(client_timeout=timeout_s))

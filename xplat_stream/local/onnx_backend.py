@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort  # type: ignore[import-untyped]  # ships no types
-import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # exists only inside Triton's stub
+import onnxruntime as ort  # ships no types
+import triton_python_backend_utils as pb_utils  # exists only inside Triton's stub
 
 GRAPH = "model.onnx"
 # onnxruntime's names of the types a model of ours may take; everything else is refused at load.
@@ -58,7 +58,7 @@ class TritonPythonModel:
         """Answer every request by itself, so that a bad one fails alone."""
         return [self._answer(request) for request in requests]
 
-    def _answer(self, request: Any) -> Any:  # noqa: ANN401 - Triton's types exist only inside the stub
+    def _answer(self, request: Any) -> Any:
         try:
             feed = {}
             for name, kind in self._inputs.items():
@@ -75,7 +75,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
     @staticmethod
-    def _type_of(node: Any, declared: list[dict[str, Any]], graph: Path) -> np.dtype[Any]:  # noqa: ANN401 - untyped
+    def _type_of(node: Any, declared: list[dict[str, Any]], graph: Path) -> np.dtype[Any]:
         """Return the graph's type of a tensor, once it is known to be declared and convertible."""
         kinds = {tensor["name"]: tensor["data_type"] for tensor in declared}
         if node.name not in kinds or node.type not in ONNX_TYPES:

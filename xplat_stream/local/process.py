@@ -154,9 +154,11 @@ def choose_port(*, wanted: int, previous: int, variable: str) -> int:
         if is_free(wanted):
             return wanted
         raise StackError(
-            f"port {wanted} is taken by another process", where=f"{LOOPBACK}:{wanted}", expected="a free port",
+            f"port {wanted} is taken by another process",
+            where=f"{LOOPBACK}:{wanted}",
+            expected="a free port",
             fix=f"Stop what listens there (`ss -ltnp 'sport = :{wanted}'`), or set {variable} to another port or to 0.",
-        )  # fmt: skip
+        )
     if previous and is_free(previous):
         return previous
     for _ in range(100):
@@ -164,9 +166,11 @@ def choose_port(*, wanted: int, previous: int, variable: str) -> int:
         if is_free(port):
             return port
     raise StackError(
-        "no free port was found in 100 tries", where=f"{LOOPBACK}:{_PORTS.start}-{_PORTS.stop - 1}",
-        expected="free loopback ports", fix=f"Set {variable} to a free port.",
-    )  # fmt: skip
+        "no free port was found in 100 tries",
+        where=f"{LOOPBACK}:{_PORTS.start}-{_PORTS.stop - 1}",
+        expected="free loopback ports",
+        fix=f"Set {variable} to a free port.",
+    )
 
 
 class _Stat(NamedTuple):

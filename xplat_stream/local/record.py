@@ -76,10 +76,11 @@ def read_stack(home: Path) -> Stack:
         return Stack()
     except (OSError, msgspec.DecodeError) as error:
         raise StackError(
-            f"the local stack's file cannot be read: {error}", where=str(path),
+            f"the local stack's file cannot be read: {error}",
+            where=str(path),
             expected="the JSON that `xplat up` writes",
             fix="Delete the file; end the servers it named by hand where they still run.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def read_ports(home: Path) -> Ports:
@@ -104,9 +105,11 @@ def locked(home: Path) -> Iterator[None]:
         lock = (home / LOCK_FILE).open("ab")
     except OSError as error:
         raise StackError(
-            f"the folder of the local stack cannot be written: {error.strerror}", where=str(home),
-            expected="a folder this user may write", fix="Set XPLAT_LOCAL__HOME to another folder.",
-        ) from error  # fmt: skip
+            f"the folder of the local stack cannot be written: {error.strerror}",
+            where=str(home),
+            expected="a folder this user may write",
+            fix="Set XPLAT_LOCAL__HOME to another folder.",
+        ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

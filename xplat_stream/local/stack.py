@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +21,7 @@ from xplat_stream.local.record import PORTS_FILE, Server, Stack, locked, read_po
 from xplat_stream.settings import STACK_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from xplat_stream.settings import Settings
 
@@ -96,9 +97,11 @@ def up(
             write(home / STACK_FILE, Stack.of(kafka=broker, triton=server))
         except OSError as error:
             raise StackError(
-                f"the local stack cannot be prepared: {error}", where=str(home),
-                expected="a folder this user may write, with room", fix="Free or change the path named above.",
-            ) from error  # fmt: skip
+                f"the local stack cannot be prepared: {error}",
+                where=str(home),
+                expected="a folder this user may write, with room",
+                fix="Free or change the path named above.",
+            ) from error
         for name, started, probe in (("kafka", broker, _kafka_is_up), ("triton", server, _triton_is_up)):
             how = "already up" if started.child else "answers (external)"
             if name in fresh:
@@ -134,15 +137,21 @@ def _home(settings: Settings) -> Path:
 
 
 def _prepared_kafka(
-    settings: Settings, home: Path, before: Server | None, external: str | None, report: Callable[[str], None],
-) -> Server | _Launch:  # fmt: skip
+    settings: Settings,
+    home: Path,
+    before: Server | None,
+    external: str | None,
+    report: Callable[[str], None],
+) -> Server | _Launch:
     if external:
         _not_ours("kafka", before)
         if not health.kafka_answers(external, timeout_s=EXTERNAL_WITHIN_S):
             raise KafkaUnavailable(
-                f"no Kafka answers within {EXTERNAL_WITHIN_S:.0f} s", where=external, expected="a running broker",
+                f"no Kafka answers within {EXTERNAL_WITHIN_S:.0f} s",
+                where=external,
+                expected="a running broker",
                 fix="Start it, or unset XPLAT_KAFKA__BOOTSTRAP to have `xplat up` start one.",
-            )  # fmt: skip
+            )
         return Server(address=external)
     data = str(home / "kafka")
     if before and _still_serves("kafka", before, _kafka_is_up, port=settings.local.kafka_port, folder=data):
@@ -160,16 +169,21 @@ def _prepared_kafka(
 
 
 def _prepared_triton(
-    settings: Settings, home: Path, before: Server | None, external: str | None, report: Callable[[str], None],
-) -> Server | _Launch:  # fmt: skip
+    settings: Settings,
+    home: Path,
+    before: Server | None,
+    external: str | None,
+    report: Callable[[str], None],
+) -> Server | _Launch:
     if external:
         _not_ours("triton", before)
         if not health.triton_answers(external, timeout_s=EXTERNAL_WITHIN_S):
             raise TritonUnavailable(
-                f"no Triton says it is ready within {EXTERNAL_WITHIN_S:.0f} s", where=external,
+                f"no Triton says it is ready within {EXTERNAL_WITHIN_S:.0f} s",
+                where=external,
                 expected="a running server's gRPC address",
                 fix="Start it, or unset XPLAT_TRITON__URL to have `xplat up` start one.",
-            )  # fmt: skip
+            )
         return Server(address=external)
     repository = Path(settings.model.repository).resolve()
     if before and _still_serves(
@@ -202,9 +216,11 @@ def _not_ours(name: str, before: Server | None) -> None:
     """Refuse to lose sight of a child that still runs."""
     if before and before.running:
         raise StackError(
-            f"an external {name} is set while the local one runs", where=before.address, expected="one of the two",
+            f"an external {name} is set while the local one runs",
+            where=before.address,
+            expected="one of the two",
             fix="Run `xplat down` first, or unset the variable.",
-        )  # fmt: skip
+        )
 
 
 def _still_serves(name: str, before: Server, probe: Callable[[str], bool], *, port: int, folder: str) -> bool:
@@ -216,9 +232,11 @@ def _still_serves(name: str, before: Server, probe: Callable[[str], bool], *, po
         return False
     if (port and before.address != f"{LOOPBACK}:{port}") or before.folder != folder:
         raise StackError(
-            f"{name} runs with other settings than these", where=f"{before.address}, {before.folder}",
-            expected=f"port {port or 'any'}, {folder}", fix="Run `xplat down`, then `xplat up`.",
-        )  # fmt: skip
+            f"{name} runs with other settings than these",
+            where=f"{before.address}, {before.folder}",
+            expected=f"port {port or 'any'}, {folder}",
+            fix="Run `xplat down`, then `xplat up`.",
+        )
     if wait_for(lambda: not before.running or probe(before.address), timeout_s=HEALTHY_WITHIN_S):
         return before.running
     raise _unhealthy(name, before)
@@ -252,9 +270,11 @@ def _await_healthy(name: str, server: Server, probe: Callable[[str], bool]) -> N
 def _unhealthy(name: str, server: Server) -> StackError:
     how = f"does not answer after {HEALTHY_WITHIN_S:.0f} s" if server.running else "stopped while starting"
     return StackError(
-        f"{name} {how}: {last_words(Path(server.log))}", where=server.log, expected=f"a healthy {name}",
+        f"{name} {how}: {last_words(Path(server.log))}",
+        where=server.log,
+        expected=f"a healthy {name}",
         fix="Read the log, correct what it names, and run `xplat down`, then `xplat up`.",
-    )  # fmt: skip
+    )
 
 
 def _stopped(name: str, server: Server | None, report: Callable[[str], None]) -> bool:

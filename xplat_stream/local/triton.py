@@ -73,10 +73,11 @@ def check_python(version: tuple[int, int] = sys.version_info[:2]) -> None:
     """Refuse an interpreter that the server's wheel does not exist for."""
     if version >= PYTHON_BEFORE:
         raise StackError(
-            "the local Triton does not exist for this Python", where=f"Python {version[0]}.{version[1]}",
+            "the local Triton does not exist for this Python",
+            where=f"Python {version[0]}.{version[1]}",
             expected="Python 3.11 or 3.12",
             fix=f"Run {_INSTALL} with Python 3.11 or 3.12, or set XPLAT_TRITON__URL to a Triton you run.",
-        )  # fmt: skip
+        )
 
 
 def _package() -> Path:
@@ -84,15 +85,18 @@ def _package() -> Path:
     for name in ("pytriton", "onnxruntime", "numpy"):
         if importlib.util.find_spec(name) is None:
             raise StackError(
-                f"the local Triton is not installed: no package {name}", where=sys.prefix,
+                f"the local Triton is not installed: no package {name}",
+                where=sys.prefix,
                 expected="the extra `local` of xplat-stream",
                 fix=f"Run {_INSTALL}, or set XPLAT_TRITON__URL to a Triton you run.",
-            )  # fmt: skip
+            )
     if metadata.version("numpy").partition(".")[0] != "1":
         raise StackError(
-            f"numpy {metadata.version('numpy')} makes every output of the local Triton empty", where=sys.prefix,
-            expected="numpy 1.26", fix=f"Run {_INSTALL}, or set XPLAT_TRITON__URL to a Triton you run.",
-        )  # fmt: skip
+            f"numpy {metadata.version('numpy')} makes every output of the local Triton empty",
+            where=sys.prefix,
+            expected="numpy 1.26",
+            fix=f"Run {_INSTALL}, or set XPLAT_TRITON__URL to a Triton you run.",
+        )
     # Found, not imported: importing it pulls in a web client and more.
     spec = importlib.util.find_spec("pytriton")
     folders = list(spec.submodule_search_locations or ()) if spec else []
@@ -122,8 +126,9 @@ def _unpack(target: Path) -> Path:
         (onnx / "model.py").write_text(backend, encoding="utf-8")
     except OSError as error:
         raise StackError(
-            f"the local Triton cannot be unpacked: {error}", where=str(target),
+            f"the local Triton cannot be unpacked: {error}",
+            where=str(target),
             expected=f"a complete nvidia-pytriton in {source}, and a writable folder",
             fix=f"Run {_INSTALL} again, or make the folder writable.",
-        ) from error  # fmt: skip
+        ) from error
     return server

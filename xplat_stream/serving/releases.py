@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from datetime import datetime  # noqa: TC003 - msgspec reads the annotation at run time
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -32,6 +32,7 @@ HEAD: Final = "interest_head"
 MODEL_FILE: Final = "model.onnx"
 TOKENIZER_FILE: Final = "tokenizer.json"
 MANIFEST_FILE: Final = "manifest.json"
+CONFIG_FILE: Final = "config.pbtxt"
 
 
 class Golden(msgspec.Struct, frozen=True):
@@ -67,7 +68,7 @@ class Manifest(msgspec.Struct, frozen=True):
     files: dict[str, str]
     """Path relative to the repository → sha256."""
     golden: Golden
-    metrics: dict[str, float] = {}  # noqa: RUF012 - msgspec copies mutable defaults
+    metrics: dict[str, float] = {}
     """Evaluation of the trained model, as `trainer` names it."""
 
 
@@ -97,6 +98,18 @@ class ModelRepository:
         self.root = Path(root)
         self._staging = self.root.with_name(self.root.name + ".staging")
 
+    def require_layout(self) -> None:
+        """Raise `ReleaseError` unless both models have the configuration Triton needs to load a version."""
+        for model in (ENCODER, HEAD):
+            path = self.root / model / CONFIG_FILE
+            if not path.is_file():
+                raise ReleaseError(
+                    f"the model repository has no configuration of {model}",
+                    where=str(path),
+                    expected="the file of that name in this project's model_repo/",
+                    fix="Copy model_repo/ there, or correct XPLAT_MODEL__REPOSITORY or the working folder.",
+                )
+
     def versions(self, model: str) -> list[int]:
         """Return the versions of a model that lie in the repository, ascending."""
         folder = self.root / model
@@ -118,9 +131,11 @@ class ModelRepository:
         target = self.root / model / str(version)
         if target.exists():
             raise ReleaseError(
-                f"version {version} of {model} exists already", where=str(target), expected="a new number",
+                f"version {version} of {model} exists already",
+                where=str(target),
+                expected="a new number",
                 fix="Numbers only grow: release again and a new one is taken.",
-            )  # fmt: skip
+            )
         staged = self._staging / uuid.uuid4().hex
         try:
             staged.mkdir(parents=True)
@@ -134,10 +149,11 @@ class ModelRepository:
         except OSError as error:
             shutil.rmtree(staged, ignore_errors=True)
             raise ReleaseError(
-                f"version {version} of {model} cannot be written: {error.strerror}", where=str(error.filename or target),
+                f"version {version} of {model} cannot be written: {error.strerror}",
+                where=str(error.filename or target),
                 expected="a writable repository with a staging folder beside it, on one file system",
                 fix="Correct the permissions or XPLAT_MODEL__REPOSITORY.",
-            ) from error  # fmt: skip
+            ) from error
         return checksums
 
     def remove(self, model: str, version: int) -> None:
@@ -151,9 +167,11 @@ class ModelRepository:
             return msgspec.json.decode(path.read_bytes(), type=Manifest)
         except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors, and so is one for a byte of no text
             raise ReleaseError(
-                f"release {number} has no readable manifest: {error}", where=str(path), expected="the file the trainer wrote",
+                f"release {number} has no readable manifest: {error}",
+                where=str(path),
+                expected="the file the trainer wrote",
                 fix="Train again (`xplat train`), or point XPLAT_MODEL__REPOSITORY at the repository Triton serves.",
-            ) from error  # fmt: skip
+            ) from error
 
     def load(self, number: int) -> Release:
         """Return a release after checking every file against its manifest. Raises `ReleaseError`."""
@@ -163,9 +181,11 @@ class ModelRepository:
             found = sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
             if found != expected:
                 raise ReleaseError(
-                    f"release {number} is altered: {name} has {found[:12]}", where=str(path),
-                    expected=f"sha256 {expected[:12]}…, as the manifest says", fix="Restore the file or train again.",
-                )  # fmt: skip
+                    f"release {number} is altered: {name} has {found[:12]}",
+                    where=str(path),
+                    expected=f"sha256 {expected[:12]}…, as the manifest says",
+                    fix="Restore the file or train again.",
+                )
         tokenizer = self.root / ENCODER / str(manifest.encoder) / TOKENIZER_FILE
         return Release(manifest, TextFeatures.from_file(tokenizer, max_tokens=manifest.max_tokens))
 

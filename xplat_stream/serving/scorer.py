@@ -1,4 +1,7 @@
-"""What the worker asks of a model server. `TritonScorer` is the real one, `xplat_stream.testing.FakeScorer` the double."""
+"""What the worker asks of a model server.
+
+`TritonScorer` is the real one, `xplat_stream.testing.FakeScorer` the public double.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from xplat_stream.profile import KnownText
 from xplat_stream.state import TextEntry
@@ -89,7 +89,12 @@ class TextVectors:
 
         Called between chunks, never while a chunk relies on a vector being here.
         """
-        for held in (self.known, *self._vectors.values()):
-            if len(held) > self._max_texts:
-                for text_hash in list(held)[: len(held) - self._max_texts * 9 // 10]:
-                    del held[text_hash]  # type: ignore[attr-defined]
+        _forget_oldest(self.known, self._max_texts)
+        for held in self._vectors.values():
+            _forget_oldest(held, self._max_texts)
+
+
+def _forget_oldest(held: dict[TextHash, Any], most: int) -> None:
+    if len(held) > most:
+        for text_hash in list(held)[: len(held) - most * 9 // 10]:
+            del held[text_hash]

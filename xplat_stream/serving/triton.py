@@ -52,8 +52,8 @@ class TritonScorer:
         users = len(inputs.vectors)
         parts = []
         for start in range(0, users, self._settings.head_batch):
-            part = HeadInputs(*(array[start : start + self._settings.head_batch] for array in inputs))
-            parts.append(self._infer(HEAD, release.number, part._asdict(), "scores"))
+            part = {name: array[start : start + self._settings.head_batch] for name, array in inputs._asdict().items()}
+            parts.append(self._infer(HEAD, release.number, part, "scores"))
         labels = len(release.manifest.labels)
         scores = np.concatenate(await asyncio.gather(*parts)) if parts else np.zeros((0, labels), np.float32)
         _check("scores", scores, (users, labels))
@@ -69,18 +69,21 @@ class TritonScorer:
         scores = await self.score(
             release,
             HeadInputs(
-                np.array(golden.head_vectors, np.float16), np.array(golden.head_platform, np.int32),
-                np.array(golden.head_action, np.int32), np.array(golden.head_age, np.float32),
+                np.array(golden.head_vectors, np.float16),
+                np.array(golden.head_platform, np.int32),
+                np.array(golden.head_action, np.int32),
+                np.array(golden.head_age, np.float32),
             ),
-        )  # fmt: skip
+        )
         for name, found, expected in (("vectors", vectors, golden.vectors), ("scores", scores, golden.scores)):
             worst = float(np.abs(np.array(found, np.float32) - np.array(expected, np.float32)).max())
             if worst > GOLDEN_TOLERANCE:
                 raise ReleaseError(
                     f"release {release.number} answers differently: golden {name} are off by {worst:.4f}",
-                    where=self._settings.url, expected=f"at most {GOLDEN_TOLERANCE}",
+                    where=self._settings.url,
+                    expected=f"at most {GOLDEN_TOLERANCE}",
                     fix="The server runs other files or another runtime than the trainer exported for.",
-                )  # fmt: skip
+                )
 
     async def load(self, model: str, version: int) -> None:
         """Load the newest versions of a model and wait until `version` is ready; those in use stay loaded.
@@ -91,13 +94,15 @@ class TritonScorer:
         try:
             await self._client.load_model(model, client_timeout=_LOAD_S)
             async with asyncio.timeout(_LOAD_S):
-                while not await self._client.is_model_ready(model, str(version)):
+                while not await self._client.is_model_ready(model, str(version)):  # noqa: ASYNC110 - asks a server
                     await asyncio.sleep(_POLL_S)
         except (InferenceServerException, TimeoutError) as error:
             raise ReleaseError(
-                f"Triton does not load version {version} of {model}: {_words(error)}", where=self._settings.url,
-                expected="the version READY", fix="See Triton's log; the versions loaded before keep serving.",
-            ) from error  # fmt: skip
+                f"Triton does not load version {version} of {model}: {_words(error)}",
+                where=self._settings.url,
+                expected="the version READY",
+                fix="See Triton's log; the versions loaded before keep serving.",
+            ) from error
 
     async def is_ready(self, release: Release | None = None) -> bool:
         """Tell whether the server answers and, when one is named, has both models of a release loaded."""
@@ -134,9 +139,12 @@ class TritonScorer:
             inputs.append(one)
         try:
             answer = await self._client.infer(
-                model, inputs, model_version=str(version), outputs=[InferRequestedOutput(output)],
+                model,
+                inputs,
+                model_version=str(version),
+                outputs=[InferRequestedOutput(output)],
                 client_timeout=self._settings.deadline_s,
-            )  # fmt: skip
+            )
         except InferenceServerException as error:
             raise self._unavailable(f"version {version} of {model} does not answer: {_words(error)}") from error
         found: NDArray[Any] | None = answer.as_numpy(output)
@@ -147,9 +155,11 @@ class TritonScorer:
 
     def _unavailable(self, what: str) -> TritonUnavailable:
         return TritonUnavailable(
-            what, where=self._settings.url, expected="a Triton with the release loaded",
+            what,
+            where=self._settings.url,
+            expected="a Triton with the release loaded",
             fix="Run `xplat up`, or set XPLAT_TRITON__URL; `xplat status` says what is there.",
-        )  # fmt: skip
+        )
 
 
 def _check(name: str, found: NDArray[Any], shape: tuple[int, ...]) -> None:

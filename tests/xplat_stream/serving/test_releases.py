@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from xplat_stream.serving.features import HeadInputs
 
-TOKENIZER = make_release().texts._tokenizer.to_str().encode()  # noqa: SLF001 - the file a trainer exports
+TOKENIZER = make_release().texts._tokenizer.to_str().encode()
 
 
 @pytest.fixture
