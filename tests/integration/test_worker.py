@@ -1,4 +1,4 @@
-"""The worker against a real Kafka and a real Triton: whatever happens to it, state and profiles are what the log says."""
+"""The worker, a real Kafka and a real Triton: whatever happens, state and profiles are what the log says."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ BAD: dict[str, tuple[str, str | None, Callable[[str], bytes | None]]] = {
 def test_every_bad_record_becomes_a_letter_and_good_ones_count(
     group: Settings, start_worker: Callable[..., Worker], subtests: pytest.Subtests
 ) -> None:
-    """Each kind of bad record ends once in `behavior.rejected.v1`, byte for byte, with its own reason; nothing stops."""
+    """Each kind of bad record ends in `behavior.rejected.v1`, byte for byte, with its reason; nothing stops."""
     worker = start_worker(group).ready()
     pid = worker.process.pid
     sent: dict[str, bytes | None] = {}
@@ -173,9 +173,7 @@ def test_every_bad_record_becomes_a_letter_and_good_ones_count(
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["same disk", "state folder gone"])
-def test_killed_in_the_middle_of_a_backlog(
-    group: Settings, start_worker: Callable[..., Worker], *, lost: bool
-) -> None:
+def test_killed_in_the_middle_of_a_backlog(group: Settings, start_worker: Callable[..., Worker], *, lost: bool) -> None:
     """`kill -9` while a backlog is worked off, twice; the next worker makes it exact, with or without the old disk."""
     group = with_worker(group, chunk_events=200)
     publish(group, made_events(*BACKLOG, seed=3 + lost))
@@ -248,7 +246,7 @@ def test_two_workers_come_and_go(group: Settings, start_worker: Callable[..., Wo
 def test_a_fresh_group_with_a_backlog_and_two_workers_joining(
     group: Settings, start_worker: Callable[..., Worker], tmp_path: Path, round_number: int
 ) -> None:
-    """A group that never committed, a backlog, a producer and two workers joining moments apart: nothing is skipped."""
+    """A group that never committed, a backlog, a producer, two workers joining moments apart: nothing is skipped."""
     publish(group, made_events(100, 20, seed=20 + round_number))
     first = start_worker(group)
     second_settings = with_worker(group, datadir=tmp_path / "second")
@@ -265,7 +263,7 @@ def test_a_fresh_group_with_a_backlog_and_two_workers_joining(
 
 
 def test_a_rebalance_while_lanes_wait(group: Settings, start_worker: Callable[..., Worker], tmp_path: Path) -> None:
-    """With tiny chunks the queues are always full; workers join and leave in the middle, and nothing stalls or is lost."""
+    """With tiny chunks the queues are full; workers join and leave in the middle, and nothing stalls or is lost."""
     busy = with_worker(group, chunk_events=50)
     publish(busy, made_events(*BACKLOG, seed=40))
     start_worker(busy).ready()
@@ -276,9 +274,7 @@ def test_a_rebalance_while_lanes_wait(group: Settings, start_worker: Callable[..
     assert_exact(busy)
 
 
-def test_records_of_another_partitioner_are_forwarded(
-    group: Settings, start_worker: Callable[..., Worker]
-) -> None:
+def test_records_of_another_partitioner_are_forwarded(group: Settings, start_worker: Callable[..., Worker]) -> None:
     """What a plain librdkafka client puts into CRC32's partition reaches its own through `behavior.rekeyed.v1`."""
     worker = start_worker(group).ready()
     before = len(records(group, REKEYED))
@@ -351,7 +347,11 @@ def test_a_release_scores_every_profile(
     scored = last_profiles(group, "90-")
     assert len(scored) == 40
     for profile in scored.values():
-        assert (profile.status, profile.model.release, profile.model.encoder) == ("fresh", release.number, release.encoder)
+        assert (profile.status, profile.model.release, profile.model.encoder) == (
+            "fresh",
+            release.number,
+            release.encoder,
+        )
         ranks = [(one.rank, -one.score) for one in profile.interests]
         assert ranks == sorted(ranks)
         assert len(profile.interests) == group.model.max_interests
@@ -387,7 +387,9 @@ def test_releases_are_switched_under_load(
     mine = [one.data for one in profiles(group) if str(one.data.user_id).startswith("91-")]
     assert {profile.status for profile in mine} == {"fresh"}
     assert {profile.model.release for profile in mine} <= {first.number, second.number, third.number}
-    assert all(profile.model.encoder == (third if profile.model.release == third.number else first).encoder for profile in mine)
+    assert all(
+        profile.model.encoder == (third if profile.model.release == third.number else first).encoder for profile in mine
+    )
     for user in {profile.user_id for profile in mine}:
         of_user = [profile for profile in mine if profile.user_id == user]
         assert [one.model.release for one in of_user] == sorted(one.model.release for one in of_user)
@@ -413,7 +415,9 @@ async def test_a_release_that_answers_differently_is_refused(
     """Golden requests whose answers are off by more than a rounding are refused, with the difference."""
     release = await asyncio.to_thread(publish_release, golden_off=0.05, announce=False)
     async with TritonScorer(stack.triton) as scorer:
-        with pytest.raises(ReleaseError, match=rf"release {release.number} answers differently: golden scores .* 0\.05"):
+        with pytest.raises(
+            ReleaseError, match=rf"release {release.number} answers differently: golden scores .* 0\.05"
+        ):
             await scorer.check_golden(ModelRepository(stack.model.repository).load(release.number))
 
 
@@ -428,7 +432,7 @@ async def test_a_release_that_answers_differently_is_refused(
 def test_a_release_that_cannot_be_used_changes_nothing(
     group: Settings, start_worker: Callable[..., Worker], publish_release: Callable[..., Published], spoil, complaint
 ) -> None:
-    """An announced release that Triton has not loaded, or whose files differ, is named in the log; the old one stays."""
+    """A release that Triton has not loaded, or whose files differ, is named in the log; the old one stays."""
     good = publish_release()
     worker = start_worker(group).ready()
     bad = publish_release(load=False, announce=False)

@@ -97,9 +97,12 @@ def decode_event(value: bytes | None) -> Event | None:
 def encode_event(event: Event) -> bytes:
     """Return an event as structured CloudEvents JSON; `decode_event` gives it back.
 
-    The part of `event_id` before the last ``#`` becomes the CloudEvents source; without one it is ``//<platform>``.
+    The part of `event_id` before the last ``#`` becomes the CloudEvents source. An id without one is qualified by its
+    platform, and read back as ``//<platform>#<event_id>``.
     """
     source, _, name = event.event_id.rpartition("#")
+    if not name:
+        source, name = "", event.event_id
     moment = datetime.fromtimestamp(event.occurred_at // 1000, UTC).replace(microsecond=event.occurred_at % 1000 * 1000)
     envelope: dict[str, Any] = {
         "specversion": "1.0",

@@ -55,7 +55,7 @@ def encode_profile(profile: Profile, *, source: str, published_at: datetime, lat
 
 
 def decode_profile(value: bytes) -> ProfileRecord:
-    """Read a profile record. Raises `msgspec.DecodeError`."""
+    """Read a profile record. Raises `ValueError`, which msgspec's errors are."""
     return _decode_profile(value)
 
 
@@ -78,7 +78,7 @@ def encode_announcement(announcement: Announcement) -> bytes:
 
 
 def decode_announcement(value: bytes) -> Announcement:
-    """Read an announcement. Raises `msgspec.DecodeError`."""
+    """Read an announcement. Raises `ValueError`, which msgspec's errors are."""
     return _decode_announcement(value)
 
 

@@ -70,7 +70,7 @@ class ProfileConsumer:
                     raise kafka_unavailable(self._settings, KafkaException(error))
                 continue
             quiet = 0.0
-            change = self._change(message.key(), message.value())
+            change = self._change(message.key(), message.value()) if message.key() else None
             if change is not None:
                 yield change
 

@@ -33,6 +33,7 @@ MODEL_FILE: Final = "model.onnx"
 TOKENIZER_FILE: Final = "tokenizer.json"
 MANIFEST_FILE: Final = "manifest.json"
 CONFIG_FILE: Final = "config.pbtxt"
+LAST_NUMBER_FILE: Final = "last-number"
 
 
 class Golden(msgspec.Struct, frozen=True):
@@ -120,8 +121,10 @@ class ModelRepository:
         return [number for number in self.versions(HEAD) if (self.root / HEAD / str(number) / MANIFEST_FILE).is_file()]
 
     def next_number(self) -> int:
-        """Return a number above every version ever placed here: numbers only grow."""
-        return max([0, *self.versions(ENCODER), *self.versions(HEAD)]) + 1
+        """Return a number above every version ever placed here, those taken away again included: numbers only grow."""
+        last = self._staging / LAST_NUMBER_FILE
+        ever = int(last.read_text()) if last.is_file() else 0
+        return max([ever, *self.versions(ENCODER), *self.versions(HEAD)]) + 1
 
     def place(self, model: str, version: int, files: Mapping[str, bytes | Path]) -> dict[str, str]:
         """Make a version appear whole. Returns path relative to the repository → sha256.
@@ -143,6 +146,7 @@ class ModelRepository:
                 f"{model}/{version}/{name}": _write_durably(staged / name, content) for name, content in files.items()
             }
             _flush_folder(staged)
+            _write_durably(self._staging / LAST_NUMBER_FILE, str(max(version, self.next_number() - 1)).encode())
             target.parent.mkdir(parents=True, exist_ok=True)
             staged.rename(target)
             _flush_folder(target.parent)
@@ -176,6 +180,13 @@ class ModelRepository:
     def load(self, number: int) -> Release:
         """Return a release after checking every file against its manifest. Raises `ReleaseError`."""
         manifest = self.manifest(number)
+        if manifest.release != number:
+            raise ReleaseError(
+                f"the manifest in folder {number} is of release {manifest.release}",
+                where=str(self.root / HEAD / str(number) / MANIFEST_FILE),
+                expected="the number of its folder",
+                fix="Restore the folder or train again: releases are not renamed.",
+            )
         for name, expected in manifest.files.items():
             path = self.root / name
             found = sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"

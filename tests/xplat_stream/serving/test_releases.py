@@ -54,8 +54,15 @@ def test_a_placed_version_is_there_with_its_checksums(repository: ModelRepositor
         f"{HEAD}/3/{MODEL_FILE}": sha256(b"weights").hexdigest(), f"{HEAD}/3/labels.txt": sha256(b"a").hexdigest(),
     }  # fmt: skip
     assert names_in(repository.root) == set(sums)
-    assert names_in(tmp_path / "model_repo.staging") == set()
+    assert names_in(tmp_path / "model_repo.staging") == {"last-number"}
     assert repository.versions(HEAD) == [3]
+
+
+def test_a_number_is_never_given_twice(repository: ModelRepository) -> None:
+    """The number of a version that was taken away again, because no server loaded it, is not used for another."""
+    repository.place(HEAD, 5, {MODEL_FILE: b"x"})
+    repository.remove(HEAD, 5)
+    assert (repository.versions(HEAD), repository.next_number()) == ([], 6)
 
 
 def test_a_version_appears_whole_or_not_at_all(repository: ModelRepository, tmp_path: Path) -> None:

@@ -1,0 +1,136 @@
+"""A pipeline with everything real but Kafka and Triton: those two are doubles that record what reaches them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from streams.metrics import Metrics
+from streams.pipeline import Pipeline
+from streams.store import PartitionStore
+from xplat_stream.adapters import encode_event
+from xplat_stream.kafka.codec import decode_profile
+from xplat_stream.kafka.consumer import partition_for
+from xplat_stream.kafka.topics import PROFILES, behavior_topic, changelog_topic
+from xplat_stream.serving.texts import TextVectors
+from xplat_stream.settings import Settings
+from xplat_stream.state import USER_PREFIX
+from xplat_stream.taxonomy import load_taxonomy
+from xplat_stream.testing import FakeScorer
+from xplat_stream.window import WindowSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from xplat_stream.event import Event
+    from xplat_stream.kafka.codec import ProfileRecord
+
+PARTITIONS = 4
+RECEIVED_MS = 1_900_000_000_000
+
+
+class FakeOutbox:
+    """Takes what the pipeline publishes; every topic and partition counts its own offsets."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, int, list[tuple[Any, ...]]]] = []
+        self.steps: list[str] = []
+        self.fault: BaseException | None = None
+        self._ends: dict[tuple[str, int], int] = {}
+
+    async def send(self, topic: str, partition: int, records: Iterable[tuple[Any, Any]]) -> int:
+        """Record the records, and return what `confirm` answers: the offset after the last one."""
+        return await self.send_with_headers(topic, partition, [(key, value, []) for key, value in records])
+
+    async def send_with_headers(self, topic: str, partition: int, records: Iterable[tuple[Any, ...]]) -> int:
+        """See `send`."""
+        held = list(records)
+        self.sent.append((topic, partition, held))
+        if not held:
+            return 0
+        self.steps.append(f"send {topic}")
+        end = self._ends.get((topic, partition), 0) + len(held)
+        self._ends[topic, partition] = end
+        return end
+
+    async def confirm(self, deliveries: Iterable[int]) -> list[int]:
+        """Return the ends, unless told to fail."""
+        self.steps.append("confirm")
+        if self.fault is not None:
+            raise self.fault
+        return list(deliveries)
+
+    def on(self, topic: str) -> list[tuple[Any, ...]]:
+        """Return the records of a topic, in order."""
+        return [record for name, _, records in self.sent if name == topic for record in records]
+
+
+class Bench:
+    """The pipeline on its bench, with one partition's store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = Settings()
+        self.folder = folder
+        self.outbox = FakeOutbox()
+        self.scorer = FakeScorer()
+        self.metrics = Metrics()
+        self.vectors = TextVectors(self.scorer)
+        self.pipeline = Pipeline(
+            self.settings, taxonomy=load_taxonomy(), partitions=PARTITIONS, outbox=self.outbox, scorer=self.scorer,
+            vectors=self.vectors, metrics=self.metrics,
+        )  # fmt: skip
+        self.spec = WindowSpec(self.settings.window.per_platform, self.settings.window.horizon)
+        self.store = PartitionStore(folder / "partition", self.spec, cached_users=1000)
+        self.partition = partition_for(b"user-1", PARTITIONS)
+        self._offset = 0
+
+    def record(self, event: Event | None = None, **fields: Any) -> SimpleNamespace:
+        """Return a record as the consumer hands it over."""
+        self._offset += 1
+        made: dict[str, Any] = {
+            "topic": behavior_topic("shop"), "partition": self.partition, "offset": self._offset,
+            "timestamp": RECEIVED_MS, "headers": (), "key": b"user-1", "value": b"",
+        }  # fmt: skip
+        if event is not None:
+            made |= {
+                "topic": behavior_topic(event.platform), "key": event.user_id.encode(), "value": encode_event(event)
+            }  # fmt: skip
+        return SimpleNamespace(**{**made, **fields})
+
+    async def handle(self, *records: SimpleNamespace, partition: int | None = None) -> int:
+        """Handle one chunk."""
+        return await self.pipeline.handle(self.store, self.partition if partition is None else partition, records)
+
+    def profiles(self) -> list[ProfileRecord]:
+        """Return the profiles published, in order."""
+        return [decode_profile(value) for _, value, _ in self.outbox.on(PROFILES)]
+
+    def states(self) -> list[tuple[bytes, bytes]]:
+        """Return the user states written to the changelog, in order."""
+        changelog = self.outbox.on(changelog_topic(self.settings.worker.app))
+        return [(key[1:], value) for key, value, _ in changelog if key.startswith(USER_PREFIX)]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """Yield a pipeline on its bench."""
+    made = Bench(tmp_path)
+    yield made
+    made.store.close()
+
+
+def user_on(partition: int, number: int = 0) -> str:
+    """Return a user whose own partition is this one."""
+    names = map("someone-{}".format, range(400))
+    return [name for name in names if partition_for(name.encode(), PARTITIONS) == partition][number]
+
+
+def without(value: bytes, **changes: Any) -> bytes:
+    """Return an event's JSON with fields of its data replaced."""
+    envelope = msgspec.json.decode(value)
+    envelope["data"] |= changes
+    return msgspec.json.encode(envelope)

@@ -1,0 +1,266 @@
+"""Lanes: order within a partition, batches that grow with the load, and letting go in the middle of anything."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from streams import lanes as lanes_module
+from streams.lanes import Lane, Lanes
+from streams.metrics import Metrics
+from streams.store import PartitionStore
+from xplat_stream.kafka.log import Span
+from xplat_stream.settings import Settings, WorkerSettings
+from xplat_stream.window import WindowSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+PATIENCE_S = 5.0
+
+
+class FakeEvent:
+    """What Faust hands over: a chunk's records, and whether they were acknowledged."""
+
+    def __init__(self, *records: Any, partition: int = 0) -> None:
+        self.value = list(records)
+        self.message = SimpleNamespace(partition=partition)
+        self.acked = False
+
+    def ack(self) -> None:
+        """Note it."""
+        self.acked = True
+
+
+class FakePipeline:
+    """Notes what it is given and waits where it is told to."""
+
+    def __init__(self) -> None:
+        self.handled: list[list[Any]] = []
+        self.entered = asyncio.Event()
+        self.may_go_on = asyncio.Event()
+        self.may_go_on.set()
+        self.fault: Exception | None = None
+
+    async def handle(self, _store: PartitionStore, _partition: int, records: list[Any]) -> int:
+        """Take the records."""
+        self.entered.set()
+        await self.may_go_on.wait()
+        if self.fault:
+            raise self.fault
+        self.handled.append(list(records))
+        return len(self.handled)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Return settings with small chunks and a folder of their own."""
+    return Settings(worker=WorkerSettings(datadir=str(tmp_path), chunk_events=4))
+
+
+@pytest.fixture
+def owned(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Lanes]]:
+    """Return a maker of lanes over a changelog that is given, `[(key, value), …]` a partition."""
+    made: list[Lanes] = []
+
+    def make(changelog: dict[int, list[tuple[bytes, bytes | None]]], **options: Any) -> Lanes:
+        def read(_: Settings, span: Span) -> Iterator[list[Any]]:
+            records = list(enumerate(changelog[span.partition]))[span.start : span.end]
+            if records:
+                yield [
+                    SimpleNamespace(key=lambda r=r: r[1][0], value=lambda r=r: r[1][1], offset=lambda r=r: r[0])
+                    for r in records
+                ]
+
+        monkeypatch.setattr(lanes_module, "spans", lambda _, topics: [
+            Span(topics[0], number, 0, len(records)) for number, records in changelog.items()
+        ])  # fmt: skip
+        monkeypatch.setattr(lanes_module, "read_span", read)
+        failures: list[BaseException] = options.pop("failures", [])
+        made.append(Lanes(settings, options.pop("pipeline"), Metrics(), on_failure=failures.append))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for store in one.stores:
+            store.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let other tasks run until the condition holds."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - conditions of several objects
+            await asyncio.sleep(0)
+
+
+async def test_chunks_are_handled_in_order_and_then_acknowledged(owned: Callable[..., Lanes]) -> None:
+    """An event is acknowledged after its records were handled, never before."""
+    pipeline = FakePipeline()
+    lanes = owned({0: []}, pipeline=pipeline)
+    await lanes.take_over([0])
+    pipeline.may_go_on.clear()
+    first, second = FakeEvent(1, 2), FakeEvent(3)
+    await lanes.put(first)
+    await pipeline.entered.wait()
+    await lanes.put(second)
+    assert not first.acked
+    pipeline.may_go_on.set()
+    await until(lambda: second.acked)
+    assert first.acked
+    assert pipeline.handled == [[1, 2], [3]]
+    await lanes.let_go()
+
+
+async def test_what_has_piled_up_is_handled_together(owned: Callable[..., Lanes]) -> None:
+    """While one chunk is under way, the next ones join, up to the chunk size."""
+    pipeline = FakePipeline()
+    lanes = owned({0: []}, pipeline=pipeline)
+    await lanes.take_over([0])
+    pipeline.may_go_on.clear()
+    events = [FakeEvent(number, number) for number in range(5)]
+    await lanes.put(events[0])
+    await pipeline.entered.wait()
+    for event in events[1:]:
+        await lanes.put(event)
+    pipeline.may_go_on.set()
+    await until(lambda: events[-1].acked)
+    assert pipeline.handled == [[0, 0], [1, 1, 2, 2], [3, 3, 4, 4]]
+    await lanes.let_go()
+
+
+async def test_partitions_do_not_wait_for_each_other(owned: Callable[..., Lanes]) -> None:
+    """While one lane waits for Triton or Kafka, another goes on."""
+
+    class Slow(FakePipeline):
+        async def handle(self, store: PartitionStore, partition: int, records: list[Any]) -> int:
+            if partition == 0:
+                self.entered.set()
+                await asyncio.Event().wait()
+            return await super().handle(store, partition, records)
+
+    pipeline = Slow()
+    lanes = owned({0: [], 1: []}, pipeline=pipeline)
+    await lanes.take_over([0, 1])
+    stuck, free = FakeEvent(1), FakeEvent(2, partition=1)
+    await lanes.put(stuck)
+    await pipeline.entered.wait()
+    await lanes.put(free)
+    await until(lambda: free.acked)
+    assert not stuck.acked
+    await lanes.let_go()
+
+
+async def test_letting_go_in_the_middle_acknowledges_nothing(owned: Callable[..., Lanes], settings: Settings) -> None:
+    """A rebalance cancels the chunk under way and frees whoever waits for room; the stores can be opened at once."""
+    pipeline = FakePipeline()
+    pipeline.may_go_on.clear()
+    lanes = owned({0: []}, pipeline=pipeline)
+    await lanes.take_over([0])
+    events = [FakeEvent(number) for number in range(12)]
+
+    async def fill() -> None:
+        for event in events:
+            await lanes.put(event)
+
+    filling = asyncio.create_task(fill())
+    await pipeline.entered.wait()
+    await asyncio.sleep(0)
+    assert not filling.done()
+    await lanes.let_go()
+    await asyncio.wait_for(filling, PATIENCE_S)
+    assert not any(event.acked for event in events)
+    assert lanes.stores == []
+    await lanes.put(FakeEvent(99))
+    store = PartitionStore(
+        settings_folder(settings), WindowSpec(settings.window.per_platform, settings.window.horizon), cached_users=1
+    )  # fmt: skip
+    store.close()
+
+
+def settings_folder(settings: Settings) -> Path:
+    """Return the folder of partition 0."""
+    from pathlib import Path
+
+    return Path(settings.worker.datadir) / "partition-0"
+
+
+async def test_a_failing_chunk_stops_the_worker(owned: Callable[..., Lanes]) -> None:
+    """Whatever `handle` raises is reported, the event stays unacknowledged, and nothing after it is handled."""
+    failures: list[BaseException] = []
+    pipeline = FakePipeline()
+    pipeline.fault = RuntimeError("unforeseen")
+    lanes = owned({0: []}, pipeline=pipeline, failures=failures)
+    await lanes.take_over([0])
+    first, second = FakeEvent(1), FakeEvent(2)
+    await lanes.put(first)
+    await lanes.put(second)
+    await until(lambda: bool(failures))
+    assert failures == [pipeline.fault]
+    assert not first.acked
+    assert not second.acked
+    await lanes.let_go()
+
+
+async def test_a_store_is_brought_to_the_end_of_its_changelog(owned: Callable[..., Lanes]) -> None:
+    """What is missing is merged in; taken over again, nothing is read twice."""
+    from tests.streams.test_store import TEXT
+    from xplat_stream.state import TextEntry, text_key
+
+    changelog = {2: [(text_key(TEXT), TextEntry("a").pack())]}
+    lanes = owned(changelog, pipeline=FakePipeline())
+    await lanes.take_over([2])
+    (store,) = lanes.stores
+    assert store.has_text(TEXT)
+    assert store.changelog_position() == 1
+    assert lanes._metrics.restored == 1
+    changelog[2].append((text_key(TEXT), TextEntry("a", (), 1, b"\x00\x3c").pack()))
+    await lanes.take_over([2])
+    assert lanes._metrics.restored == 2
+    assert lanes.stores[0].texts([TEXT])[TEXT].encoder == 1
+    await lanes.let_go()
+
+
+async def test_a_store_ahead_of_its_changelog_is_rebuilt(owned: Callable[..., Lanes]) -> None:
+    """Where the changelog was deleted and made again, the old state is thrown away, not mixed in."""
+    from tests.streams.test_store import TEXT
+    from xplat_stream.state import TextEntry, text_key
+
+    changelog = {0: [(text_key(TEXT), TextEntry("a").pack())] * 3}
+    lanes = owned(changelog, pipeline=FakePipeline())
+    await lanes.take_over([0])
+    changelog[0].clear()
+    await lanes.take_over([0])
+    assert not lanes.stores[0].has_text(TEXT)
+    assert lanes.stores[0].changelog_position() == 0
+    await lanes.let_go()
+
+
+async def test_the_position_is_kept_with_the_next_write(tmp_path: Path) -> None:
+    """A lane tells its store how far the changelog is, so that a restart reads only what is new."""
+    store = PartitionStore(tmp_path / "p", WindowSpec(), cached_users=1)
+    lane = Lane(0, store, FakePipeline(), chunk_events=4)
+    task = asyncio.create_task(lane.run())
+    event = FakeEvent(1)
+    await lane.put(event)
+    await until(lambda: event.acked)
+    store.write()
+    assert store.changelog_position() == 1
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    store.close()
+
+
+def test_metrics_are_written_whole(tmp_path: Path) -> None:
+    """A reader sees the last snapshot or zeros, and no half-written file stays behind."""
+    from streams.metrics import read_metrics
+
+    assert read_metrics(tmp_path) == Metrics()
+    metrics = Metrics(events=3, rejected={"size": 1}, partitions=[1])
+    metrics.write(tmp_path / "new")
+    assert msgspec.to_builtins(read_metrics(tmp_path / "new")) == msgspec.to_builtins(metrics)
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["metrics.json"]

@@ -1,0 +1,153 @@
+"""The switch, without Kafka: what a worker does with a release that is announced."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from streams import switch as switch_module
+from streams.switch import ReleaseSwitch
+from xplat_stream.errors import OperatorError, ReleaseError
+from xplat_stream.kafka.codec import Announcement, encode_announcement
+from xplat_stream.testing import make_event, make_release
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.streams.conftest import Bench
+    from xplat_stream.serving.releases import Release
+
+
+class FakeRepository:
+    """Holds releases by number."""
+
+    def __init__(self, *releases: Release) -> None:
+        self._releases = {release.number: release for release in releases}
+
+    def load(self, number: int) -> Release:
+        """Return a release, as `ModelRepository.load`."""
+        if number not in self._releases:
+            raise ReleaseError("altered", where="here", expected="another", fix="Restore it.")
+        return self._releases[number]
+
+
+def announced(release: int, encoder: int = 1) -> Announcement:
+    """Return the announcement of a release."""
+    return Announcement(release=release, previous=0, encoder=encoder, announced_at=datetime.now(UTC))
+
+
+@pytest.fixture
+def make_switch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ReleaseSwitch]:
+    """Return a maker of switches for the bench's pipeline; `ready`: what Triton says of every release."""
+
+    async def is_ready(_: Release | None = None) -> bool:
+        return bool(ready)
+
+    ready: list[bool] = []
+
+    def make(*releases: Release, active: Announcement | None = None, loaded: bool = True) -> ReleaseSwitch:
+        ready[:] = [True] * loaded
+        value = None if active is None else encode_announcement(active)
+        monkeypatch.setattr(switch_module, "latest_value", lambda *_: value)
+        monkeypatch.setattr(bench.scorer, "is_ready", is_ready, raising=False)
+        scorer: Any = bench.scorer
+        return ReleaseSwitch(
+            bench.settings, repository=FakeRepository(*releases), scorer=scorer, vectors=bench.vectors,
+            pipeline=bench.pipeline, stores=lambda: [bench.store], metrics=bench.metrics,
+        )  # fmt: skip
+
+    return make
+
+
+async def test_without_an_announcement_nothing_scores(bench: Bench, make_switch: Callable[..., ReleaseSwitch]) -> None:
+    """A worker starts before the first release is trained."""
+    await make_switch().start()
+    assert bench.pipeline.release is None
+
+
+async def test_the_active_release_is_taken_up_at_the_start(
+    bench: Bench, make_switch: Callable[..., ReleaseSwitch]
+) -> None:
+    """Its number is what the metrics say."""
+    await make_switch(make_release(4), active=announced(4)).start()
+    assert bench.pipeline.release is not None
+    assert bench.pipeline.release.number == bench.metrics.release == 4
+
+
+@pytest.mark.parametrize(
+    ("releases", "loaded", "error"),
+    [((), True, ReleaseError), ((make_release(4),), False, OperatorError)],
+    ids=["altered", "not loaded"],
+)
+async def test_a_worker_does_not_start_on_a_release_it_cannot_use(
+    make_switch: Callable[..., ReleaseSwitch], releases: tuple[Release, ...], error: type[Exception], *, loaded: bool
+) -> None:
+    """At the start there is none to stay with, so the operator is told."""
+    with pytest.raises(error):
+        await make_switch(*releases, active=announced(4), loaded=loaded).start()
+
+
+async def test_a_release_that_cannot_be_used_leaves_the_one_in_use(
+    bench: Bench, make_switch: Callable[..., ReleaseSwitch], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is named in the log with what is wrong, and the worker goes on."""
+    switch = make_switch(make_release(1), active=announced(1))
+    await switch.start()
+    await switch._follow_one(announced(2))
+    assert bench.pipeline.release is not None
+    assert bench.pipeline.release.number == 1
+    assert "release 2 is not taken up, 1 stays: altered" in caplog.text
+
+
+async def test_texts_in_use_are_encoded_before_the_change(
+    bench: Bench, make_switch: Callable[..., ReleaseSwitch]
+) -> None:
+    """A new encoder is warmed with every text of the partition; the old release scores until that is done."""
+    old, new = make_release(1, 1), make_release(2, 2)
+    switch = make_switch(old, new, active=announced(1))
+    await switch.start()
+    titles = [f"film {number}" for number in range(40)]
+    await bench.handle(*(bench.record(make_event(object_title=title)) for title in titles))
+    seen: list[int] = []
+    encode = bench.scorer.encode
+
+    async def noted(release: Release, texts: list[str]) -> list[bytes]:
+        assert bench.pipeline.release is not None
+        seen.append(bench.pipeline.release.number)
+        await asyncio.sleep(0)
+        return await encode(release, texts)
+
+    bench.scorer.encode = noted  # type: ignore[method-assign]
+    await switch._follow_one(announced(2, 2))
+    assert set(seen) == {1}
+    assert len(seen) > 1
+    calls = len(seen)
+    await bench.handle(bench.record(make_event(object_title=titles[0])))
+    assert len(seen) == calls
+    assert bench.profiles()[-1].data.model.release == 2
+
+
+async def test_the_same_head_again_is_nothing_new(bench: Bench, make_switch: Callable[..., ReleaseSwitch]) -> None:
+    """An announcement of the release in use loads and encodes nothing."""
+    switch = make_switch(make_release(1), active=announced(1))
+    await switch.start()
+    held = bench.pipeline.release
+    await switch._follow_one(announced(1))
+    assert bench.pipeline.release is held
+
+
+async def test_another_head_on_the_same_encoder_encodes_nothing(
+    bench: Bench, make_switch: Callable[..., ReleaseSwitch]
+) -> None:
+    """Vectors belong to the encoder, so they stay."""
+    switch = make_switch(make_release(1, 1), make_release(2, 1), active=announced(1))
+    await switch.start()
+    await bench.handle(bench.record(make_event(object_title="coffee")))
+    before = [call for call in bench.scorer.calls if call.kind == "encode"]
+    await switch._follow_one(announced(2))
+    await bench.handle(bench.record(make_event(object_title="coffee")))
+    assert [call for call in bench.scorer.calls if call.kind == "encode"] == before
+    assert [one.data.model.release for one in bench.profiles()] == [1, 2]

@@ -1,0 +1,65 @@
+"""The reference is complete: every command, option and setting is written down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+import typer.main
+
+from xplat_stream import cli
+from xplat_stream.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import click
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def written() -> str:
+    """Return the reference pages and the README."""
+    pages = [*sorted((ROOT / "docs" / "reference").glob("**/*.md")), ROOT / "README.md"]
+    return "\n".join(page.read_text("utf-8") for page in pages)
+
+
+def commands(group: click.Command, path: tuple[str, ...] = ("xplat",)) -> Iterator[str]:
+    """Yield the full name of every command below a group."""
+    for name, command in sorted(getattr(group, "commands", {}).items()):
+        if getattr(command, "commands", None):
+            yield from commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name))
+
+
+def every_command() -> list[str]:
+    """Return the full names of all commands, those of installed extras included."""
+    if not {command.name for command in cli.app.registered_commands} & {"worker"}:
+        cli._add_installed_commands()
+    return list(commands(typer.main.get_command(cli.app)))
+
+
+def every_setting() -> list[str]:
+    """Return the environment variable of every setting."""
+    found = []
+    for name, value in ((name, getattr(Settings(), name)) for name in Settings.__struct_fields__):
+        fields = value.__struct_fields__ if isinstance(value, msgspec.Struct) else ()
+        found += [f"XPLAT_{name}__{field}".upper() for field in fields] or [f"XPLAT_{name}".upper()]
+    return found
+
+
+@pytest.mark.parametrize("command", every_command())
+def test_every_command_is_in_the_reference(command: str) -> None:
+    """`docs/reference` or the README names it in full."""
+    assert command in written()
+
+
+@pytest.mark.parametrize("variable", every_setting())
+def test_every_setting_is_in_the_reference(variable: str) -> None:
+    """`docs/reference` or the README names its variable, or its table and field as `xplat.toml` has them."""
+    group, _, field = variable.removeprefix("XPLAT_").lower().partition("__")
+    text = written()
+    assert variable in text or (field and f"{group}.{field}" in text)
