@@ -20,18 +20,30 @@ from xplat_stream.taxonomy import load_taxonomy
 def worker(
     loglevel: Annotated[str, typer.Option(help="debug, info, warning, error")] = "info",
 ) -> None:
-    """Run one worker process until it is stopped (SIGTERM finishes the chunk under way)."""
+    """Run one worker process until it is stopped (SIGTERM; what is under way is read again)."""
     settings = load_settings()
     check(settings)
     # The worker starts on every platform that has a topic, not only on the configured ones.
     platforms = sorted({*settings.platforms, *platforms_on(settings)})
     # Faust reads sys.argv when it is imported, so it gets a process image with arguments of its own.
     arguments = [
-        sys.executable, "-m", "faust", "-A", "streams.app", "-L", "uvloop", "--datadir", settings.worker.datadir,
-        "worker", "--without-web", "--loglevel", loglevel,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "faust",
+        "-A",
+        "streams.app",
+        "-L",
+        "uvloop",
+        "--datadir",
+        settings.worker.datadir,
+        "worker",
+        "--without-web",
+        "--loglevel",
+        loglevel,
+    ]
     sys.stdout.flush()
-    os.execve(sys.executable, arguments, {**os.environ, "XPLAT_PLATFORMS": ",".join(platforms)})
+    environment = {**os.environ, "XPLAT_PLATFORMS": ",".join(platforms)}
+    os.execve(sys.executable, arguments, environment)  # noqa: S606 - no shell is wanted
 
 
 def check(settings: Settings) -> None:

@@ -95,9 +95,20 @@ class ChunkConsumer(driver.Consumer):
             return
         last = fetched[-1]
         chunk = Chunk(
-            tp.topic, tp.partition, last.offset, last.timestamp / 1000.0, last.timestamp_type, None, None, fetched,
-            None, 0, 0, tp, generation_id=generation,
-        )  # fmt: skip
+            tp.topic,
+            tp.partition,
+            last.offset,
+            last.timestamp / 1000.0,
+            last.timestamp_type,
+            None,
+            None,
+            fetched,
+            None,
+            0,
+            0,
+            tp,
+            generation_id=generation,
+        )
         # Noted before the wait: a seek that happens meanwhile has the last word. And the wait ends with the flow,
         # because a rebalance empties the agent's queue without waking whoever waits for room in it.
         self._read_offset[tp] = last.offset + 1
@@ -227,8 +238,7 @@ def owners_of(numbers: list[int], owned: Mapping[str, Iterable[int]]) -> dict[in
                 owners[number] = member
                 room[member] -= 1
     free = [member for member in members for _ in range(room[member])]
-    for number, member in zip([number for number in numbers if number not in owners], free, strict=True):
-        owners[number] = member
+    owners.update(zip([number for number in numbers if number not in owners], free, strict=True))
     return owners
 
 

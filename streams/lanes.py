@@ -123,8 +123,10 @@ class Lanes:
         self._metrics.partitions = sorted(wanted)
         log.info(
             "owns partitions %s, %d changelog records restored in %.1f s",
-            sorted(wanted), self._metrics.restored, time.monotonic() - started,
-        )  # fmt: skip
+            sorted(wanted),
+            self._metrics.restored,
+            time.monotonic() - started,
+        )
 
     def _restored(self, changelog: Span) -> PartitionStore:
         folder = Path(self._settings.worker.datadir) / f"partition-{changelog.partition}"

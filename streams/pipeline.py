@@ -1,4 +1,6 @@
-"""One chunk from the log to the profiles. The order of the steps *is* the delivery promise:
+"""One chunk from the log to the profiles.
+
+The order of the steps *is* the delivery promise:
 
     decode and admit ▸ fold ▸ one RocksDB batch ▸ changelog ▸ texts ▸ encoder ▸ head ▸ profiles ▸ await all ▸ ack
 
@@ -118,7 +120,7 @@ class Pipeline:
                     record.key, record.value, platform=platform_of(topic) or "", received_at_ms=received_at_ms
                 )
             except RejectedEvent as rejection:
-                origin = Origin(topic, record.partition, record.offset, received_at_ms)
+                origin = Origin(record.topic, record.partition, record.offset, record.timestamp)
                 found.letters.append((record.key, *dead_letter(record.value, rejection, origin)))
                 self._metrics.rejected[rejection.reason] = self._metrics.rejected.get(rejection.reason, 0) + 1
                 continue
@@ -179,26 +181,38 @@ class Pipeline:
         else:
             await self._bring_vectors(store, states, release)
             inputs = head_inputs(
-                [state.window for state in states.values()], self._vectors.of(release.encoder),
-                platforms=release.manifest.platforms, width=release.manifest.width, max_events=release.manifest.max_events,
-            )  # fmt: skip
+                [state.window for state in states.values()],
+                self._vectors.of(release.encoder),
+                platforms=release.manifest.platforms,
+                width=release.manifest.width,
+                max_events=release.manifest.max_events,
+            )
             scores = (await self._scorer.score(release, inputs)).tolist()
             profiles = {}
             for (user_id, state), user_scores in zip(states.items(), scores, strict=True):
                 profiles[user_id] = scored_profile(
-                    user_id, state.window, state.publication, user_scores, taxonomy=self._taxonomy, model=release.ref,
-                    known=self._vectors.known, max_interests=self._settings.model.max_interests,
-                )  # fmt: skip
+                    user_id,
+                    state.window,
+                    state.publication,
+                    user_scores,
+                    taxonomy=self._taxonomy,
+                    model=release.ref,
+                    known=self._vectors.known,
+                    max_interests=self._settings.model.max_interests,
+                )
                 published = state.publication.published(release.number, user_scores)
                 store.remember(user_id, UserState(state.window, published))
         now = datetime.now(UTC)
         now_ms = now.timestamp() * 1000
         return [
-            (user_id.encode(), encode_profile(
-                profile, source=self._source, published_at=now, latency_ms=round(now_ms - users[user_id])
-            ))
+            (
+                user_id.encode(),
+                encode_profile(
+                    profile, source=self._source, published_at=now, latency_ms=round(now_ms - users[user_id])
+                ),
+            )
             for user_id, profile in profiles.items()
-        ]  # fmt: skip
+        ]
 
     async def _bring_vectors(self, store: PartitionStore, states: dict[UserId, UserState], release: Release) -> None:
         """See that every text of these windows has a vector of the release's encoder in memory."""

@@ -55,9 +55,11 @@ def claim(folder: Path) -> int:
 def unusable(path: Path, why: str) -> StateError:
     """Return the operator's line for a state folder that cannot be used."""
     return StateError(
-        f"state folder cannot be used: {why}", where=str(path), expected="a writable folder of this worker alone",
+        f"state folder cannot be used: {why}",
+        where=str(path),
+        expected="a writable folder of this worker alone",
         fix="Correct its permissions, or give each worker its own XPLAT_WORKER__DATADIR.",
-    )  # fmt: skip
+    )
 
 
 class PartitionStore:
@@ -133,9 +135,7 @@ class PartitionStore:
         """Return the texts this partition holds among `hashes`."""
         wanted = list(hashes)
         packed = self._db.get([text_key(text_hash) for text_hash in wanted]) if wanted else []
-        return {
-            text_hash: TextEntry.unpack(value) for text_hash, value in zip(wanted, packed, strict=True) if value
-        }  # fmt: skip
+        return {text_hash: TextEntry.unpack(value) for text_hash, value in zip(wanted, packed, strict=True) if value}
 
     def put_text(self, text_hash: TextHash, entry: TextEntry) -> None:
         """Keep a text, to be made durable by the next `write`."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from xplat_stream.errors import OperatorError, XplatError
+from xplat_stream.errors import ReleaseError, XplatError
 from xplat_stream.kafka.codec import ACTIVE_KEY, decode_announcement
 from xplat_stream.kafka.log import latest_value
 from xplat_stream.kafka.topics import MODELS
@@ -67,7 +67,7 @@ class ReleaseSwitch:
         """
         value = await asyncio.to_thread(latest_value, self._settings, MODELS, 0, ACTIVE_KEY)
         if value is not None:
-            await self._take_up(decode_announcement(value))
+            await self._take_up(_announced(value))
 
     async def follow(self) -> None:
         """Change over whenever another release is announced, for ever."""
@@ -82,28 +82,31 @@ class ReleaseSwitch:
                 if record.key == ACTIVE_KEY and record.value is not None:
                     end = (await consumer.end_offsets([partition]))[partition]
                     if record.offset + 1 == end:  # only the newest announcement counts
-                        await self._follow_one(decode_announcement(record.value))
+                        await self._follow_one(record.value)
         finally:
             await consumer.stop()
 
-    async def _follow_one(self, announcement: Announcement) -> None:
-        if self._pipeline.release is not None and announcement.release == self._pipeline.release.number:
-            return
+    async def _follow_one(self, value: bytes) -> None:
+        held = self._pipeline.release.number if self._pipeline.release else 0
+        name = "the announced release"
         try:
-            await self._take_up(announcement)
+            announcement = _announced(value)
+            name = f"release {announcement.release}"
+            if announcement.release != held:
+                await self._take_up(announcement)
         except XplatError as error:
-            held = self._pipeline.release.number if self._pipeline.release else 0
-            log.error("release %d is not taken up, %d stays: %s", announcement.release, held, error)  # noqa: TRY400
+            log.error("%s is not taken up, %d stays: %s", name, held, error)  # noqa: TRY400 - one line
 
     async def _take_up(self, announcement: Announcement) -> None:
         started = time.monotonic()
         release = await asyncio.to_thread(self._repository.load, announcement.release)
         if not await self._scorer.is_ready(release):
-            raise OperatorError(
-                f"Triton has not loaded release {release.number}", where=self._settings.triton.url,
+            raise ReleaseError(
+                f"Triton has not loaded release {release.number}",
+                where=self._settings.triton.url,
                 expected=f"encoder {release.encoder} and head {release.number} READY",
                 fix="Run `xplat train`, or load both models (explicit mode).",
-            )  # fmt: skip
+            )
         before = self._pipeline.release
         if before is not None and before.encoder != release.encoder:
             await self._warm(release)
@@ -120,3 +123,15 @@ class ReleaseSwitch:
         for start in range(0, len(hashes), _WARM_BATCH):
             await self._vectors.encode(release, {one: texts[one] for one in hashes[start : start + _WARM_BATCH]})
             await asyncio.sleep(0)
+
+
+def _announced(value: bytes) -> Announcement:
+    try:
+        return decode_announcement(value)
+    except ValueError as error:
+        raise ReleaseError(
+            f"the announced release cannot be read: {error}",
+            where=MODELS,
+            expected="the JSON that `xplat train` writes under the key `active`",
+            fix="Train again, which announces a new release.",
+        ) from error

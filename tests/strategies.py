@@ -64,9 +64,7 @@ def events(user_id: str = "u") -> st.SearchStrategy[Event]:
         user_id=st.just(UserId(user_id)),
         platform=st.sampled_from(PLATFORMS),
         action=st.sampled_from(ACTIONS),
-        object=st.builds(
-            Object, id=st.sampled_from(["a", "b"]), type=st.just("product"), title=st.sampled_from(TEXTS)
-        ),
+        object=st.builds(Object, id=st.sampled_from(["a", "b"]), type=st.just("product"), title=st.sampled_from(TEXTS)),
         occurred_at=st.one_of(
             st.integers(0, 5).map(lambda step: Millis(BASE_MS + step)),
             st.integers(0, 100).map(lambda hours: Millis(BASE_MS + hours * HOUR_MS)),
@@ -114,6 +112,7 @@ def text_entries() -> st.SearchStrategy[TextEntry]:
 
 def taxonomies() -> st.SearchStrategy[Taxonomy]:
     """Draw taxonomies of one to six labels."""
+
     def build(names: list[str]) -> Taxonomy:
         labels = tuple(
             Label(str(number), f"label-{number}", name, content_ids=(f"c{number}",), aliases=(f"al {number}",))

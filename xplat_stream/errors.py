@@ -12,8 +12,7 @@
     │   ├── DataError        an input folder or file of the user cannot be read
     │   └── StateError       a worker's state folder is unusable
     ├── DeliveryError        records were not acknowledged by Kafka; carries how many
-    ├── InvalidScores        a model answered with something that is not a score          retriable
-    └── OffsetGap            Kafka skipped records that nobody acknowledged
+    └── InvalidScores        a model answered with something that is not a score          retriable
 
 Policy is in the type: `retriable` says whether the same call may succeed later without anyone acting.
 The command line prints an `OperatorError` as one line and leaves with exit code 2.
@@ -104,7 +103,3 @@ class InvalidScores(XplatError):  # noqa: N818 - named after what the model sent
     """A model answered with NaN, the wrong shape or a value outside [0, 1]."""
 
     retriable = True
-
-
-class OffsetGap(XplatError):  # noqa: N818 - named after what was found in the log
-    """The next record is not the one that follows the last acknowledged one."""

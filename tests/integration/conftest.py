@@ -71,6 +71,7 @@ def environment(settings: Settings, **variables: str) -> dict[str, str]:
         "XPLAT_WORKER__APP": settings.worker.app,
         "XPLAT_WORKER__DATADIR": settings.worker.datadir,
         "XPLAT_WORKER__METADATA_INTERVAL_S": str(settings.worker.metadata_interval_s),
+        "XPLAT_WORKER__SESSION_TIMEOUT_S": str(settings.worker.session_timeout_s),
         "XPLAT_WORKER__CHUNK_EVENTS": str(settings.worker.chunk_events),
         "XPLAT_MODEL__REPOSITORY": settings.model.repository,
         "XPLAT_LOCAL__HOME": settings.local.home,
@@ -86,9 +87,13 @@ class Worker:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                command, env=environment(settings), cwd=log.parent, stdin=subprocess.DEVNULL, stdout=output,
+                command,
+                env=environment(settings),
+                cwd=log.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
                 stderr=subprocess.STDOUT,
-            )  # fmt: skip
+            )
 
     @property
     def running(self) -> bool:
@@ -131,7 +136,11 @@ def group(stack: Settings, tmp_path: Path) -> Settings:
     settings = msgspec.structs.replace(
         stack,
         worker=msgspec.structs.replace(
-            stack.worker, app=f"group-{next(_serial)}", datadir=str(tmp_path / "state"), metadata_interval_s=1.0
+            stack.worker,
+            app=f"group-{next(_serial)}",
+            datadir=str(tmp_path / "state"),
+            metadata_interval_s=1.0,
+            session_timeout_s=6.0,
         ),
     )
     create_topics(settings)
@@ -168,12 +177,15 @@ def made_events(
     now_ms = int(time.time() * 1000)
     return [
         make_event(
-            user_id=UserId(f"{name or seed}-{user}"), platform=chance.choice(platforms), action=chance.choice(ACTIONS),
+            user_id=UserId(f"{name or seed}-{user}"),
+            platform=chance.choice(platforms),
+            action=chance.choice(ACTIONS),
             occurred_at=Millis(now_ms - chance.randrange(30 * 86_400_000)),
             object_title=f"{chance.choice(_WORDS)} {chance.choice(_WORDS)}",
         )
-        for _ in range(each) for user in range(users)
-    ]  # fmt: skip
+        for _ in range(each)
+        for user in range(users)
+    ]
 
 
 _WORDS = ("running", "shoes", "coffee", "film", "guitar", "garden", "game", "the", "of", "and")
@@ -199,10 +211,11 @@ def behind(settings: Settings) -> list[str]:
     try:
         topics = [*map(behavior_topic, platforms_on(settings)), REKEYED]
         return [
-            f"{span.topic}[{span.partition}] at {one.offset} of {span.start}..{span.end}" for span in spans(settings, topics)
+            f"{span.topic}[{span.partition}] at {one.offset} of {span.start}..{span.end}"
+            for span in spans(settings, topics)
             for one in consumer.committed([TopicPartition(span.topic, span.partition)], timeout=10)
             if span.end > max(one.offset, span.start)
-        ]  # fmt: skip
+        ]
     finally:
         consumer.close()
 
@@ -233,9 +246,14 @@ def publish_release(stack: Settings) -> Callable[..., Published]:
 
 
 def make_published(
-    settings: Settings, *, encoder: int = 0, tilt: float = 1.0, golden_off: float = 0.0, load: bool = True,
+    settings: Settings,
+    *,
+    encoder: int = 0,
+    tilt: float = 1.0,
+    golden_off: float = 0.0,
+    load: bool = True,
     announce: bool = True,
-) -> Published:  # fmt: skip
+) -> Published:
     """Publish a release. `encoder`: share one placed before; `tilt` and `golden_off`: another head, a wrong record."""
     repository = ModelRepository(settings.model.repository)
     number = repository.next_number()
@@ -247,19 +265,28 @@ def make_published(
         files |= repository.place(ENCODER, encoder, content)
     else:
         files |= {
-            name: digest for name, digest in repository.manifest(_first_with(repository, encoder)).files.items()
+            name: digest
+            for name, digest in repository.manifest(_first_with(repository, encoder)).files.items()
             if name.startswith(ENCODER)
-        }  # fmt: skip
+        }
     taxonomy = load_taxonomy(settings.model.taxonomy)
     head = head_graph(seed=number, labels=len(taxonomy.ids()), tilt=tilt)
     manifest = Manifest(
-        release=number, encoder=encoder, created_at=datetime.now(UTC),
-        taxonomy=TaxonomyRef(taxonomy.name, taxonomy.version, taxonomy.cattax), labels=taxonomy.ids(),
-        platforms=("shop", "video", "social"), width=WIDTH, max_tokens=16, max_events=64, base="test", files=files,
+        release=number,
+        encoder=encoder,
+        created_at=datetime.now(UTC),
+        taxonomy=TaxonomyRef(taxonomy.name, taxonomy.version, taxonomy.cattax),
+        labels=taxonomy.ids(),
+        platforms=("shop", "video", "social"),
+        width=WIDTH,
+        max_tokens=16,
+        max_events=64,
+        base="test",
+        files=files,
         golden=_golden(
-            (Path(settings.model.repository) / ENCODER / str(encoder) / MODEL_FILE).read_bytes(), head, tokenizer, golden_off
+            (repository.root / ENCODER / str(encoder) / MODEL_FILE).read_bytes(), head, tokenizer, golden_off
         ),
-    )  # fmt: skip
+    )
     # The manifest is part of the folder it lists, so the head's checksum is worked out before it is placed.
     digest = repository_digest(head)
     manifest = msgspec.structs.replace(manifest, files={**files, f"{HEAD}/{number}/{MODEL_FILE}": digest})
@@ -328,9 +355,11 @@ def encoder_graph(*, seed: int) -> bytes:
     inputs = [helper.make_tensor_value_info(n, TensorProto.INT64, ["b", "n"]) for n in ("input_ids", "attention_mask")]
     outputs = [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["b", WIDTH])]
     constants = [
-        _constant("table", table, TensorProto.FLOAT), _constant("last", np.array([-1]), TensorProto.INT64),
-        _constant("one", np.array([1]), TensorProto.INT64), _constant("least", np.array([1.0]), TensorProto.FLOAT),
-    ]  # fmt: skip
+        _constant("table", table, TensorProto.FLOAT),
+        _constant("last", np.array([-1]), TensorProto.INT64),
+        _constant("one", np.array([1]), TensorProto.INT64),
+        _constant("least", np.array([1.0]), TensorProto.FLOAT),
+    ]
     return _model(helper.make_graph(nodes, "encoder", inputs, outputs, constants))
 
 
@@ -364,10 +393,13 @@ def head_graph(*, seed: int, labels: int, tilt: float = 1.0) -> bytes:
         helper.make_tensor_value_info("user_vector", TensorProto.FLOAT, ["b", WIDTH]),
     ]
     constants = [
-        _constant("matrix", matrix, TensorProto.FLOAT), _constant("last", np.array([-1]), TensorProto.INT64),
-        _constant("one", np.array([1]), TensorProto.INT64), _constant("least", np.array([1.0]), TensorProto.FLOAT),
-        _constant("zero", np.array([0]), TensorProto.INT32), _constant("nothing", np.array([0.0]), TensorProto.FLOAT),
-    ]  # fmt: skip
+        _constant("matrix", matrix, TensorProto.FLOAT),
+        _constant("last", np.array([-1]), TensorProto.INT64),
+        _constant("one", np.array([1]), TensorProto.INT64),
+        _constant("least", np.array([1.0]), TensorProto.FLOAT),
+        _constant("zero", np.array([0]), TensorProto.INT32),
+        _constant("nothing", np.array([0.0]), TensorProto.FLOAT),
+    ]
     return _model(helper.make_graph(nodes, "head", inputs, outputs, constants))
 
 
@@ -379,15 +411,21 @@ def _golden(encoder: bytes, head: bytes, tokenizer: Tokenizer, off: float) -> Go
         answer = _run(encoder, {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}, "vector")
         vectors[batch.where] = answer
     window = HeadInputs(
-        np.repeat(vectors[None, :, :], 2, axis=0).astype(np.float16), np.ones((2, 3), np.int32),
-        np.array([[1, 2, 3], [4, 5, 0]], np.int32), np.zeros((2, 3), np.float32),
-    )  # fmt: skip
+        np.repeat(vectors[None, :, :], 2, axis=0).astype(np.float16),
+        np.ones((2, 3), np.int32),
+        np.array([[1, 2, 3], [4, 5, 0]], np.int32),
+        np.zeros((2, 3), np.float32),
+    )
     scores = _run(head, window._asdict(), "scores") + off
     return Golden(
-        texts=texts, vectors=vectors.tolist(), head_vectors=window.vectors.tolist(),
-        head_platform=window.platform.tolist(), head_action=window.action.tolist(), head_age=window.age.tolist(),
+        texts=texts,
+        vectors=vectors.tolist(),
+        head_vectors=window.vectors.tolist(),
+        head_platform=window.platform.tolist(),
+        head_action=window.action.tolist(),
+        head_age=window.age.tolist(),
         scores=scores.tolist(),
-    )  # fmt: skip
+    )
 
 
 def _run(graph: bytes, inputs: Mapping[str, np.ndarray[Any, Any]], output: str) -> np.ndarray[Any, Any]:

@@ -82,10 +82,13 @@ JSON_VALUES: st.SearchStrategy[Any] = st.recursive(st.none() | st.booleans() | s
 def test_any_json_in_any_field_is_read_or_rejected(value: object, field: str) -> None:
     """A field of any JSON type is answered."""
     envelope: dict[str, Any] = {
-        "specversion": "1.0", "id": "1", "source": "//a", "type": "org.xplat.behavior.v1",
+        "specversion": "1.0",
+        "id": "1",
+        "source": "//a",
+        "type": "org.xplat.behavior.v1",
         "time": "2026-01-01T00:00:00Z",
         "data": {"user_id": "u", "platform": "shop", "action": "view", "object": {"id": "o", "type": "product"}},
-    }  # fmt: skip
+    }
     envelope[field] = value
     holds(json.dumps(envelope).encode())  # the standard writer lets NaN through: platforms do send it
 

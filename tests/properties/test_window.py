@@ -198,8 +198,13 @@ def test_the_empty_window() -> None:
     """Nobody's window: no events, T is 0, and it packs like any other."""
     empty = BehaviorWindow(WindowSpec())
     assert (len(empty), empty.end, empty.start, empty.events(), empty.text_hashes(), empty.conflicts) == (
-        0, 0, 0, [], set(), 0,
-    )  # fmt: skip
+        0,
+        0,
+        0,
+        [],
+        set(),
+        0,
+    )
     assert BehaviorWindow.from_bytes(WindowSpec(), bytes(empty)) == empty
 
 

@@ -80,9 +80,14 @@ class Bench:
         self.metrics = Metrics()
         self.vectors = TextVectors(self.scorer)
         self.pipeline = Pipeline(
-            self.settings, taxonomy=load_taxonomy(), partitions=PARTITIONS, outbox=self.outbox, scorer=self.scorer,
-            vectors=self.vectors, metrics=self.metrics,
-        )  # fmt: skip
+            self.settings,
+            taxonomy=load_taxonomy(),
+            partitions=PARTITIONS,
+            outbox=self.outbox,
+            scorer=self.scorer,
+            vectors=self.vectors,
+            metrics=self.metrics,
+        )
         self.spec = WindowSpec(self.settings.window.per_platform, self.settings.window.horizon)
         self.store = PartitionStore(folder / "partition", self.spec, cached_users=1000)
         self.partition = partition_for(b"user-1", PARTITIONS)
@@ -92,13 +97,20 @@ class Bench:
         """Return a record as the consumer hands it over."""
         self._offset += 1
         made: dict[str, Any] = {
-            "topic": behavior_topic("shop"), "partition": self.partition, "offset": self._offset,
-            "timestamp": RECEIVED_MS, "headers": (), "key": b"user-1", "value": b"",
-        }  # fmt: skip
+            "topic": behavior_topic("shop"),
+            "partition": self.partition,
+            "offset": self._offset,
+            "timestamp": RECEIVED_MS,
+            "headers": (),
+            "key": b"user-1",
+            "value": b"",
+        }
         if event is not None:
             made |= {
-                "topic": behavior_topic(event.platform), "key": event.user_id.encode(), "value": encode_event(event)
-            }  # fmt: skip
+                "topic": behavior_topic(event.platform),
+                "key": event.user_id.encode(),
+                "value": encode_event(event),
+            }
         return SimpleNamespace(**{**made, **fields})
 
     async def handle(self, *records: SimpleNamespace, partition: int | None = None) -> int:

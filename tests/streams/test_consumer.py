@@ -61,9 +61,7 @@ def test_a_newcomer_moves_no_more_than_its_share(drawn: tuple[list[int], dict[st
     }
     after = owners_of(numbers, {**kept, name: []})
     assert all(after[number] in {before[number], name} for number in numbers)
-    gone = {
-        member: [number for number, owner in after.items() if owner == member] for member in owned
-    }  # fmt: skip
+    gone = {member: [number for number, owner in after.items() if owner == member] for member in owned}
     left = owners_of(numbers, gone)
     assert all(left[number] == after[number] for number in numbers if after[number] != name)
 
@@ -86,7 +84,7 @@ def test_partition_p_of_every_topic_goes_to_one_worker() -> None:
     cluster = _Cluster({"shop": 4, "video": 4, "podcast": 4})
     given_out = assignor.assign(
         cluster, {"a": _metadata(["shop", "video", "podcast"], "0,1"), "b": _metadata(["shop", "video"], "2,3")}
-    )  # fmt: skip
+    )
     assert {member: dict(one.assignment) for member, one in given_out.items()} == {
         "a": {"shop": [0, 1], "video": [0, 1], "podcast": [0, 1]},
         "b": {"shop": [2, 3], "video": [2, 3]},
@@ -121,7 +119,7 @@ def _records(*offsets: int) -> list[Any]:
 def _chunk(last: int, *, generation: int = GENERATION) -> Chunk:
     return Chunk(
         SHOP.topic, SHOP.partition, last, 1.0, 0, None, None, _records(last), None, 0, 0, SHOP, generation_id=generation
-    )  # fmt: skip
+    )
 
 
 async def test_the_offset_to_commit_is_the_end_of_the_last_acknowledged_chunk(consumer: ChunkConsumer) -> None:

@@ -77,9 +77,11 @@ def owned(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
                     for r in records
                 ]
 
-        monkeypatch.setattr(lanes_module, "spans", lambda _, topics: [
-            Span(topics[0], number, 0, len(records)) for number, records in changelog.items()
-        ])  # fmt: skip
+        monkeypatch.setattr(
+            lanes_module,
+            "spans",
+            lambda _, topics: [Span(topics[0], number, 0, len(records)) for number, records in changelog.items()],
+        )
         monkeypatch.setattr(lanes_module, "read_span", read)
         failures: list[BaseException] = options.pop("failures", [])
         made.append(Lanes(settings, options.pop("pipeline"), Metrics(), on_failure=failures.append))
@@ -178,7 +180,7 @@ async def test_letting_go_in_the_middle_acknowledges_nothing(owned: Callable[...
     await lanes.put(FakeEvent(99))
     store = PartitionStore(
         settings_folder(settings), WindowSpec(settings.window.per_platform, settings.window.horizon), cached_users=1
-    )  # fmt: skip
+    )
     store.close()
 
 

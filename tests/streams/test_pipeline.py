@@ -45,9 +45,17 @@ async def test_effects_come_in_the_promised_order(bench: Bench, monkeypatch: pyt
         bench.record(make_event()), bench.record(value=b"{"), bench.record(make_event(user_id=user_on(elsewhere)))
     )
     assert steps == [
-        "write", f"send {CHANGELOG}", f"send {REJECTED}", f"send {REKEYED}", "encode", "write", f"send {CHANGELOG}",
-        "score", f"send {PROFILES}", "confirm",
-    ]  # fmt: skip
+        "write",
+        f"send {CHANGELOG}",
+        f"send {REJECTED}",
+        f"send {REKEYED}",
+        "encode",
+        "write",
+        f"send {CHANGELOG}",
+        "score",
+        f"send {PROFILES}",
+        "confirm",
+    ]
 
 
 def _noting(function: Callable[..., Any], steps: list[str], name: str) -> Callable[..., Any]:
@@ -127,8 +135,10 @@ async def test_a_bad_record_becomes_a_letter_and_good_ones_count(
     assert ("null" in named) == (bad.value is None)
     assert named["reason"] == reason.encode()
     assert (named["topic"], named["partition"], named["offset"]) == (
-        bad.topic.encode(), str(bad.partition).encode(), str(bad.offset).encode()
-    )  # fmt: skip
+        bad.topic.encode(),
+        str(bad.partition).encode(),
+        str(bad.offset).encode(),
+    )
     assert bench.metrics.rejected == {reason: 1}
     assert bench.profiles()[-1].data.window.events == 2
 

@@ -55,9 +55,14 @@ def make_switch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         monkeypatch.setattr(bench.scorer, "is_ready", is_ready, raising=False)
         scorer: Any = bench.scorer
         return ReleaseSwitch(
-            bench.settings, repository=FakeRepository(*releases), scorer=scorer, vectors=bench.vectors,
-            pipeline=bench.pipeline, stores=lambda: [bench.store], metrics=bench.metrics,
-        )  # fmt: skip
+            bench.settings,
+            repository=FakeRepository(*releases),
+            scorer=scorer,
+            vectors=bench.vectors,
+            pipeline=bench.pipeline,
+            stores=lambda: [bench.store],
+            metrics=bench.metrics,
+        )
 
     return make
 
@@ -96,10 +101,13 @@ async def test_a_release_that_cannot_be_used_leaves_the_one_in_use(
     """It is named in the log with what is wrong, and the worker goes on."""
     switch = make_switch(make_release(1), active=announced(1))
     await switch.start()
-    await switch._follow_one(announced(2))
+    await switch._follow_one(encode_announcement(announced(2)))
     assert bench.pipeline.release is not None
     assert bench.pipeline.release.number == 1
     assert "release 2 is not taken up, 1 stays: altered" in caplog.text
+    await switch._follow_one(b'{"release": "two"}')
+    assert bench.pipeline.release.number == 1
+    assert "the announced release is not taken up, 1 stays: the announced release cannot be read" in caplog.text
 
 
 async def test_texts_in_use_are_encoded_before_the_change(
@@ -121,7 +129,7 @@ async def test_texts_in_use_are_encoded_before_the_change(
         return await encode(release, texts)
 
     bench.scorer.encode = noted  # type: ignore[method-assign]
-    await switch._follow_one(announced(2, 2))
+    await switch._follow_one(encode_announcement(announced(2, 2)))
     assert set(seen) == {1}
     assert len(seen) > 1
     calls = len(seen)
@@ -135,7 +143,7 @@ async def test_the_same_head_again_is_nothing_new(bench: Bench, make_switch: Cal
     switch = make_switch(make_release(1), active=announced(1))
     await switch.start()
     held = bench.pipeline.release
-    await switch._follow_one(announced(1))
+    await switch._follow_one(encode_announcement(announced(1)))
     assert bench.pipeline.release is held
 
 
@@ -147,7 +155,7 @@ async def test_another_head_on_the_same_encoder_encodes_nothing(
     await switch.start()
     await bench.handle(bench.record(make_event(object_title="coffee")))
     before = [call for call in bench.scorer.calls if call.kind == "encode"]
-    await switch._follow_one(announced(2))
+    await switch._follow_one(encode_announcement(announced(2)))
     await bench.handle(bench.record(make_event(object_title="coffee")))
     assert [call for call in bench.scorer.calls if call.kind == "encode"] == before
     assert [one.data.model.release for one in bench.profiles()] == [1, 2]

@@ -69,7 +69,12 @@ def tiny_encoder() -> Encoder:
 
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=128, attn_implementation="eager",
-    )  # fmt: skip
+        vocab_size=200,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        attn_implementation="eager",
+    )
     return Encoder(BertModel(config), hidden=32, width=64).eval()

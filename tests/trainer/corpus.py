@@ -32,8 +32,11 @@ _FRAMES = {
     "social": ("my honest thoughts about {} this week", "{} tips that nobody told me", "why I love {} so much"),
     "video": ("{} review and full comparison", "beginner guide to {} in ten minutes", "top ten {} moments"),
 }
-_ACTIONS = {"shop": ("view", "view", "add_to_cart", "purchase"), "social": ("like", "comment", "share"),
-            "video": ("play", "complete", "like")}  # fmt: skip
+_ACTIONS = {
+    "shop": ("view", "view", "add_to_cart", "purchase"),
+    "social": ("like", "comment", "share"),
+    "video": ("play", "complete", "like"),
+}
 
 
 def taxonomy() -> Taxonomy:
@@ -50,12 +53,13 @@ def catalog(random: np.random.Generator, items: int) -> dict[str, dict[str, list
         for slug, words in _WORDS.items():
             found.setdefault(platform, {})[slug] = [
                 Object(
-                    id=f"{platform}-{slug}-{number}", type=kinds[platform],
+                    id=f"{platform}-{slug}-{number}",
+                    type=kinds[platform],
                     title=_FRAMES[platform][number % 3].format(str(random.choice(words))) + f" no {number}",
                     categories=(names[slug],) if platform == "shop" else (),
                 )
                 for number in range(items)
-            ]  # fmt: skip
+            ]
     return found
 
 
@@ -90,7 +94,13 @@ def make_log(users: int, events_each: int, items: int = 8, days: int = 30, seed:
             item = items_of[platform][slug][int(random.integers(items))]
             action = str(random.choice(_ACTIONS[platform]))
             events.append(
-                Event(f"//{platform}#{user}-{number}", UserId(f"u{user}"), platform, action, item,
-                      Millis(START_MS + int(offset)))
-            )  # fmt: skip
+                Event(
+                    f"//{platform}#{user}-{number}",
+                    UserId(f"u{user}"),
+                    platform,
+                    action,
+                    item,
+                    Millis(START_MS + int(offset)),
+                )
+            )
     return tuple(sorted(events, key=lambda event: event.occurred_at))

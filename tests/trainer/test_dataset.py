@@ -35,12 +35,15 @@ def everything(dataset):
 
 def at(day: float, label: str = "", *, action: str = "view", user: str = "u", number: int = 0) -> Event:
     return Event(
-        f"//shop#{user}{day}{number}", UserId(user), "shop", action,
+        f"//shop#{user}{day}{number}",
+        UserId(user),
+        "shop",
+        action,
         Object(
             id=f"i{day}{number}", type="product", title=f"thing {day} {number}", categories=(label,) if label else ()
         ),
         Millis(START_MS + round(day * DAY_MS)),
-    )  # fmt: skip
+    )
 
 
 def test_window_is_the_one_a_worker_would_have(log, dataset):
@@ -116,7 +119,7 @@ def test_cut_takes_in_its_whole_millisecond():
         for user in map(str, range(40))
         for day in range(12)
         for number in (0, 1)
-    ]  # fmt: skip
+    ]
 
     dataset = build_examples(events, taxonomy(), SPEC, TrainOptions(label_period=timedelta(days=2)))
 

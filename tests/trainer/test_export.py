@@ -69,16 +69,20 @@ def test_interface_is_the_configurations(encoder_graph, head_graph):
     encoder, head = session(encoder_graph, 1), session(head_graph, 1)
 
     assert [(one.name, one.type) for one in encoder.get_inputs()] == [
-        ("input_ids", "tensor(int64)"), ("attention_mask", "tensor(int64)")
-    ]  # fmt: skip
+        ("input_ids", "tensor(int64)"),
+        ("attention_mask", "tensor(int64)"),
+    ]
     assert [(one.name, one.type) for one in encoder.get_outputs()] == [("vector", "tensor(float)")]
     assert [(one.name, one.type) for one in head.get_inputs()] == [
-        ("vectors", "tensor(float16)"), ("platform", "tensor(int32)"), ("action", "tensor(int32)"),
+        ("vectors", "tensor(float16)"),
+        ("platform", "tensor(int32)"),
+        ("action", "tensor(int32)"),
         ("age", "tensor(float)"),
-    ]  # fmt: skip
+    ]
     assert [(one.name, one.type) for one in head.get_outputs()] == [
-        ("scores", "tensor(float)"), ("user_vector", "tensor(float)")
-    ]  # fmt: skip
+        ("scores", "tensor(float)"),
+        ("user_vector", "tensor(float)"),
+    ]
 
 
 def test_graphs_load_in_older_runtimes(encoder_graph, head_graph):
@@ -101,9 +105,18 @@ def test_graph_that_differs_is_refused(head, monkeypatch):
 @pytest.fixture
 def candidate():
     return Candidate(
-        EncoderFiles(b"graph", TOKENIZER), b"head", TaxonomyRef("t", "1", 500), ("1", "2"), ("shop",), 64, 64, 128,
-        "tiny", Golden([], [], [], [], [], [], []), {"ndcg_at_10": 0.5},
-    )  # fmt: skip
+        EncoderFiles(b"graph", TOKENIZER),
+        b"head",
+        TaxonomyRef("t", "1", 500),
+        ("1", "2"),
+        ("shop",),
+        64,
+        64,
+        128,
+        "tiny",
+        Golden([], [], [], [], [], [], []),
+        {"ndcg_at_10": 0.5},
+    )
 
 
 def test_placed_release_is_whole(tmp_path, candidate):
@@ -113,9 +126,7 @@ def test_placed_release_is_whole(tmp_path, candidate):
     manifest = place(repository, 1, candidate)
 
     assert repository.load(1).manifest == manifest
-    assert sorted(manifest.files) == [
-        f"{ENCODER}/1/model.onnx", f"{ENCODER}/1/tokenizer.json", f"{HEAD}/1/model.onnx"
-    ]  # fmt: skip
+    assert sorted(manifest.files) == [f"{ENCODER}/1/model.onnx", f"{ENCODER}/1/tokenizer.json", f"{HEAD}/1/model.onnx"]
 
 
 def test_head_on_a_kept_encoder_shares_its_files(tmp_path, candidate):

@@ -34,9 +34,14 @@ from xplat_stream.settings import Settings
 @pytest.fixture(scope="session")
 def fitted(dataset, inputs, table):
     return fit_head(
-        (dataset.train, inputs["train"]), (dataset.tune, inputs["tune"]), table=table, texts=dataset.texts,
-        platforms=len(dataset.platforms), options=OPTIONS, report=silent,
-    )  # fmt: skip
+        (dataset.train, inputs["train"]),
+        (dataset.tune, inputs["tune"]),
+        table=table,
+        texts=dataset.texts,
+        platforms=len(dataset.platforms),
+        options=OPTIONS,
+        report=silent,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -76,11 +81,16 @@ def test_same_seed_same_head(dataset, inputs, table):
     state = torch.random.get_rng_state()
     heads = [
         fit_head(
-            (dataset.train, inputs["train"]), (dataset.tune, inputs["tune"]), table=table, texts=dataset.texts,
-            platforms=3, options=options, report=silent,
+            (dataset.train, inputs["train"]),
+            (dataset.tune, inputs["tune"]),
+            table=table,
+            texts=dataset.texts,
+            platforms=3,
+            options=options,
+            report=silent,
         )
         for _ in range(2)
-    ]  # fmt: skip
+    ]
 
     assert all(map(torch.equal, heads[0].state_dict().values(), heads[1].state_dict().values()))
     assert torch.equal(torch.random.get_rng_state(), state)

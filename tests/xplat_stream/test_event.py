@@ -19,10 +19,32 @@ from xplat_stream.event import (
 def test_the_action_vocabulary_is_pinned() -> None:
     """Windows store an action's index: the order may grow at its end and never change."""
     assert ACTIONS[:25] == (
-        "impression", "view", "click", "search", "filter", "read", "play", "progress", "complete", "skip", "like",
-        "dislike", "rate", "comment", "share", "save", "unsave", "add_to_cart", "remove_from_cart", "purchase",
-        "refund", "follow", "unfollow", "hide", "report",
-    )  # fmt: skip
+        "impression",
+        "view",
+        "click",
+        "search",
+        "filter",
+        "read",
+        "play",
+        "progress",
+        "complete",
+        "skip",
+        "like",
+        "dislike",
+        "rate",
+        "comment",
+        "share",
+        "save",
+        "unsave",
+        "add_to_cart",
+        "remove_from_cart",
+        "purchase",
+        "refund",
+        "follow",
+        "unfollow",
+        "hide",
+        "report",
+    )
     assert [ACTION_INDEX[action] for action in ACTIONS] == list(range(len(ACTIONS)))
     assert set(ACTIONS) >= NEGATIVE_ACTIONS
     assert len(ACTIONS) <= 255

@@ -32,14 +32,24 @@ EMPTY = BehaviorWindow(WindowSpec())
 
 
 def profile_of(
-    scores: list[float], *, window: BehaviorWindow = EMPTY, before: Publication | None = None,
-    known: dict[bytes, KnownText] | None = None, max_interests: int = LABELS,
-) -> Profile:  # fmt: skip
+    scores: list[float],
+    *,
+    window: BehaviorWindow = EMPTY,
+    before: Publication | None = None,
+    known: dict[bytes, KnownText] | None = None,
+    max_interests: int = LABELS,
+) -> Profile:
     """Score a window."""
     return scored_profile(
-        USER, window, before or Publication(revision=1), scores, taxonomy=TAXONOMY, model=ModelRef(1, 1, 1),
-        known=known or {}, max_interests=max_interests,  # type: ignore[arg-type]
-    )  # fmt: skip
+        USER,
+        window,
+        before or Publication(revision=1),
+        scores,
+        taxonomy=TAXONOMY,
+        model=ModelRef(1, 1, 1),
+        known=known or {},
+        max_interests=max_interests,  # type: ignore[arg-type]
+    )
 
 
 @given(st.lists(st.floats(0, 1), min_size=LABELS, max_size=LABELS), st.integers(1, 30), windows(WindowSpec()))
@@ -110,13 +120,16 @@ def known_window(*actions: tuple[str, str, str, int]) -> tuple[BehaviorWindow, d
 def test_evidence_counts_what_the_user_did() -> None:
     """Evidence says how often, where, until when, with the newest text as the example, most frequent first."""
     window, known = known_window(
-        ("shop", "view", "old shoes", 1), ("shop", "view", "new shoes", 9), ("shop", "view", "shoes", 5),
+        ("shop", "view", "old shoes", 1),
+        ("shop", "view", "new shoes", 9),
+        ("shop", "view", "shoes", 5),
         ("video", "play", "a race", 3),
-    )  # fmt: skip
+    )
     sports = next(one for one in profile_of([0.5] * LABELS, window=window, known=known).interests if one.id == "607")
     assert [(e.platform, e.action, e.count, e.example) for e in sports.evidence] == [
-        ("shop", "view", 3, "new shoes"), ("video", "play", 1, "a race"),
-    ]  # fmt: skip
+        ("shop", "view", 3, "new shoes"),
+        ("video", "play", 1, "a race"),
+    ]
     assert sports.evidence[0].last == instant(Millis(START_MS + 9000))
 
 

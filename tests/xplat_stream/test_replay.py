@@ -51,11 +51,15 @@ def test_events_come_in_time_order(tmp_path: Path, *, gzipped: bool) -> None:
         ("//replay/rec#2", "bob", "books", "rate", Object("b1", "product"), 1_000_000),
         ("//replay/rec#4", "ann", "food", "rate", Object("unknown", "product"), 1_500_000),
         (
-            "//replay/rec#1", "ann", "food", "rate",
-            Object("f1", "product", "Green tea", categories=("Grocery > Beverages > Tea",)), 2_000_000,
+            "//replay/rec#1",
+            "ann",
+            "food",
+            "rate",
+            Object("f1", "product", "Green tea", categories=("Grocery > Beverages > Tea",)),
+            2_000_000,
         ),
         ("//replay/rec#3", "ann", "books", "rate", Object("b1", "product"), 2_000_000),
-    ]  # fmt: skip
+    ]
     assert found.platforms == ("books", "food")
 
 

@@ -25,13 +25,18 @@ def test_the_defaults_are_pinned(tmp_path: Path) -> None:
         "kafka": {"bootstrap": "127.0.0.1:9092", "partitions": 4, "replication": 1, "retention_days": 7},
         "window": {"per_platform": 50, "horizon_days": 90.0},
         "worker": {
-            "app": "xplat", "datadir": ".xplat/worker", "chunk_events": 8000, "session_timeout_s": 10.0,
-            "cached_users": 50_000, "publish_timeout_s": 30.0, "metadata_interval_s": 5.0,
+            "app": "xplat",
+            "datadir": ".xplat/worker",
+            "chunk_events": 8000,
+            "session_timeout_s": 10.0,
+            "cached_users": 50_000,
+            "publish_timeout_s": 30.0,
+            "metadata_interval_s": 5.0,
         },
         "triton": {"url": "127.0.0.1:8001", "deadline_s": 10.0, "encoder_batch": 8, "head_batch": 64},
         "model": {"repository": "model_repo", "taxonomy": "", "max_interests": 10},
         "local": {"home": ".xplat", "kafka_port": 0, "triton_port": 0, "kafka_heap_mb": 512},
-    }  # fmt: skip
+    }
     assert load_settings({}, folder=tmp_path) == Settings()
     assert Settings().window.horizon == timedelta(days=90)
 

@@ -110,9 +110,14 @@ def test_a_history_is_published_with_its_truth(tmp_path: Path, population: Popul
 def test_disorder_is_mixed_in_and_counted(population: Population) -> None:
     """Bad records, repeats and late-comers come at their shares, and nothing is lost by them."""
     result = simulate(
-        Settings(), population, history_events=2000, rate_per_s=0, bad_share=0.1, duplicate_share=0.05,
+        Settings(),
+        population,
+        history_events=2000,
+        rate_per_s=0,
+        bad_share=0.1,
+        duplicate_share=0.05,
         out_of_order_share=0.2,
-    )  # fmt: skip
+    )
     assert result.sent == 2000
     assert 120 < result.bad < 280
     assert 50 < result.duplicates < 160

@@ -28,9 +28,32 @@ def test_the_shipped_taxonomy_is_whole() -> None:
 def test_the_order_of_labels_is_pinned() -> None:
     """Scores are stored in label order: it is part of every release."""
     assert load_taxonomy().ids() == (
-        "207", "243", "258", "268", "338", "344", "348", "359", "368", "406", "422", "457", "467", "481", "534", "541",
-        "581", "583", "606", "607", "676", "687", "706", "719", "733",
-    )  # fmt: skip
+        "207",
+        "243",
+        "258",
+        "268",
+        "338",
+        "344",
+        "348",
+        "359",
+        "368",
+        "406",
+        "422",
+        "457",
+        "467",
+        "481",
+        "534",
+        "541",
+        "581",
+        "583",
+        "606",
+        "607",
+        "676",
+        "687",
+        "706",
+        "719",
+        "733",
+    )
 
 
 def test_no_word_names_two_labels() -> None:
@@ -79,14 +102,15 @@ def test_found_labels_are_of_the_taxonomy(taxonomy: Taxonomy) -> None:
         pytest.param('{"name": "n", "version": "1", "cattax": 4, "labels": []}', "labels is empty", id="no-labels"),
         pytest.param(f'{{"name": "n", "version": "1", "cattax": "x", "labels": [{LABEL}]}}', "$.cattax", id="type"),
         pytest.param(
-            '{"name": "n", "version": "1", "cattax": 4, "labels": [{"id": "1", "slug": "a"}]}', "$.labels[",
+            '{"name": "n", "version": "1", "cattax": 4, "labels": [{"id": "1", "slug": "a"}]}',
+            "$.labels[",
             id="label-without-name",
         ),
         pytest.param(
             f'{{"name": "n", "version": "1", "cattax": 4, "labels": [{LABEL}, {LABEL}]}}', "share the id 1", id="twice"
         ),
     ],
-)  # fmt: skip
+)
 def test_a_bad_file_is_told_with_its_place(tmp_path: Path, text: str, told: str) -> None:
     """The error names the file and the place inside it, and what to compare it with."""
     path = tmp_path / "taxonomy.json"

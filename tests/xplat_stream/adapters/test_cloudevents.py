@@ -14,13 +14,18 @@ from xplat_stream.event import CLOCK_TOLERANCE_MS, MAX_EVENT_BYTES, Event, Milli
 
 TIME_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
 GOOD: dict[str, Any] = {
-    "specversion": "1.0", "id": "1", "source": "//shop.example", "type": "org.xplat.behavior.v1",
+    "specversion": "1.0",
+    "id": "1",
+    "source": "//shop.example",
+    "type": "org.xplat.behavior.v1",
     "time": "2026-01-01T00:00:00Z",
     "data": {
-        "user_id": "u", "platform": "shop", "action": "view",
+        "user_id": "u",
+        "platform": "shop",
+        "action": "view",
         "object": {"id": "o", "type": "product", "title": "Shoes", "categories": ["Sports > Running"]},
     },
-}  # fmt: skip
+}
 REMOVED = object()
 
 
@@ -58,9 +63,13 @@ def raw(old: str, new: str) -> bytes:
 def test_the_good_event_is_admitted() -> None:
     """The table below differs from this one by a single fault each."""
     assert admitted(b"u", text_of()) == Event(
-        "//shop.example#1", UserId("u"), "shop", "view",
-        Object("o", "product", "Shoes", categories=("Sports > Running",)), Millis(TIME_MS),
-    )  # fmt: skip
+        "//shop.example#1",
+        UserId("u"),
+        "shop",
+        "view",
+        Object("o", "product", "Shoes", categories=("Sports > Running",)),
+        Millis(TIME_MS),
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,12 +130,22 @@ def test_the_good_event_is_admitted() -> None:
         *(
             pytest.param(changed(place, REMOVED), "missing_field", id=f"without-{place}")
             for place in (
-                "specversion", "id", "source", "type", "time", "data", "data.user_id", "data.platform", "data.action",
-                "data.object", "data.object.id", "data.object.type",
+                "specversion",
+                "id",
+                "source",
+                "type",
+                "time",
+                "data",
+                "data.user_id",
+                "data.platform",
+                "data.action",
+                "data.object",
+                "data.object.id",
+                "data.object.type",
             )
         ),
     ],
-)  # fmt: skip
+)
 def test_bad_values_have_one_reason(value: bytes | None, reason: str) -> None:
     """Each fault is dead-lettered under the reason that tells the platform what to mend."""
     with pytest.raises(RejectedEvent) as caught:

@@ -32,11 +32,22 @@ def test_a_platform_and_its_topic(platform: str) -> None:
 @pytest.mark.parametrize(
     "topic",
     [
-        REJECTED, REKEYED, PROFILES, MODELS, "xplat-state-changelog", "behavior.Shop.v1", "behavior..v1",
-        "behavior.a.b.v1", "behavior.shop.v2", "behavior.shop.v1x", "xbehavior.shop.v1", "behavior." + "a" * 65 + ".v1",
-        "", "__consumer_offsets",
+        REJECTED,
+        REKEYED,
+        PROFILES,
+        MODELS,
+        "xplat-state-changelog",
+        "behavior.Shop.v1",
+        "behavior..v1",
+        "behavior.a.b.v1",
+        "behavior.shop.v2",
+        "behavior.shop.v1x",
+        "xbehavior.shop.v1",
+        "behavior." + "a" * 65 + ".v1",
+        "",
+        "__consumer_offsets",
     ],
-)  # fmt: skip
+)
 def test_other_topics_are_no_platforms(topic: str) -> None:
     """Neither our own topics nor near misses are taken for a platform's."""
     assert platform_of(topic) is None
@@ -90,9 +101,13 @@ def test_a_dead_letter_holds_the_original() -> None:
     value, headers = dead_letter(b"\xff\x00", RejectedEvent("encoding", "not UTF-8"), ORIGIN)
     assert value == b"\xff\x00"
     assert dict(headers) == {
-        "reason": b"encoding", "detail": b"not UTF-8", "topic": b"behavior.shop.v1", "partition": b"3", "offset": b"17",
+        "reason": b"encoding",
+        "detail": b"not UTF-8",
+        "topic": b"behavior.shop.v1",
+        "partition": b"3",
+        "offset": b"17",
         "received-at": b"2026-01-01T00:00:00.123000+00:00",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,9 @@ def test_a_placed_version_is_there_with_its_checksums(repository: ModelRepositor
     source.write_bytes(b"weights")
     sums = repository.place(HEAD, 3, {MODEL_FILE: source, "labels.txt": b"a"})
     assert sums == {
-        f"{HEAD}/3/{MODEL_FILE}": sha256(b"weights").hexdigest(), f"{HEAD}/3/labels.txt": sha256(b"a").hexdigest(),
-    }  # fmt: skip
+        f"{HEAD}/3/{MODEL_FILE}": sha256(b"weights").hexdigest(),
+        f"{HEAD}/3/labels.txt": sha256(b"a").hexdigest(),
+    }
     assert names_in(repository.root) == set(sums)
     assert names_in(tmp_path / "model_repo.staging") == {"last-number"}
     assert repository.versions(HEAD) == [3]

@@ -1,0 +1,139 @@
+"""What a worker process consists of, put together; `streams.app` ties it to Faust's life cycle."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from streams.lanes import Lanes
+from streams.metrics import Metrics
+from streams.outbox import Outbox
+from streams.pipeline import Pipeline
+from streams.store import claim
+from streams.switch import ReleaseSwitch
+from xplat_stream.errors import EXIT_OPERATOR, EXIT_SOFTWARE, OperatorError, XplatError
+from xplat_stream.kafka.topics import check_topics
+from xplat_stream.serving import ModelRepository, TritonScorer
+from xplat_stream.serving.texts import TextVectors
+from xplat_stream.taxonomy import load_taxonomy
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable
+
+    from xplat_stream.settings import Settings
+
+log = logging.getLogger("xplat.worker")
+
+_METRICS_INTERVAL_S: Final = 1.0
+
+
+def stop_worker(error: BaseException) -> None:
+    """Leave at once: an exception nobody foresaw must not let one more offset be committed."""
+    if isinstance(error, XplatError):
+        sys.stderr.write(f"xplat worker stopped: {error}\n")
+    else:
+        log.critical("xplat worker stopped: %s: %s", type(error).__name__, error, exc_info=error)
+    sys.stderr.flush()
+    os._exit(EXIT_OPERATOR if isinstance(error, OperatorError) and not error.retriable else EXIT_SOFTWARE)
+
+
+class Worker:
+    """The parts of one worker process. They are made when partitions arrive for the first time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._metrics = Metrics()
+        self._claim: int | None = None
+        self._outbox: Outbox | None = None
+        self._lanes: Lanes | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def claim_state(self) -> None:
+        """Take the state folder for this process alone, or stop."""
+        try:
+            if self._claim is None:  # Faust says twice that a worker begins
+                self._claim = claim(Path(self._settings.worker.datadir))
+        except XplatError as error:
+            stop_worker(error)
+
+    async def take_over(self, partitions: Iterable[int]) -> None:
+        """Bring the state of these partitions up to date and start their lanes, or stop."""
+        try:
+            lanes = self._lanes or await self._open()
+            await lanes.take_over(partitions)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this worker has no state to work on
+            stop_worker(error)
+
+    async def let_go(self) -> None:
+        """Stop all lanes where they stand."""
+        if self._lanes is not None:
+            await self._lanes.let_go()
+
+    async def put(self, event: Any) -> None:
+        """Hand a chunk to the lane of its partition."""
+        if self._lanes is not None:
+            await self._lanes.put(event)
+
+    async def close(self) -> None:
+        """Stop everything; what is not acknowledged is read again by whoever comes next."""
+        for task in self._tasks:
+            task.cancel()
+        await self.let_go()
+        if self._outbox is not None:
+            await self._outbox.stop()
+
+    def run(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run something beside the lanes for as long as the worker lives; if it fails, the worker stops."""
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(_stop_on_failure)
+        self._tasks.append(task)
+
+    async def _open(self) -> Lanes:
+        settings, metrics = self._settings, self._metrics
+        partitions = await asyncio.to_thread(check_topics, settings)
+        self._outbox = Outbox(settings)
+        await self._outbox.start()
+        scorer = TritonScorer(settings.triton)
+        vectors = TextVectors(scorer)
+        pipeline = Pipeline(
+            settings,
+            taxonomy=load_taxonomy(settings.model.taxonomy),
+            partitions=partitions,
+            outbox=self._outbox,
+            scorer=scorer,
+            vectors=vectors,
+            metrics=metrics,
+        )
+        lanes = Lanes(settings, pipeline, metrics, on_failure=stop_worker)
+        switch = ReleaseSwitch(
+            settings,
+            repository=ModelRepository(settings.model.repository),
+            scorer=scorer,
+            vectors=vectors,
+            pipeline=pipeline,
+            stores=lambda: lanes.stores,
+            metrics=metrics,
+        )
+        await switch.start()
+        # Windows are lists of bytes without cycles: looking for garbage among them costs a fifth of a chunk's time.
+        gc.freeze()
+        gc.set_threshold(100_000, 20, 100)
+        self.run(switch.follow(), "switch")
+        self.run(self._write_metrics(), "metrics")
+        self._lanes = lanes
+        return lanes
+
+    async def _write_metrics(self) -> None:
+        while True:
+            self._metrics.write(Path(self._settings.worker.datadir))
+            await asyncio.sleep(_METRICS_INTERVAL_S)
+
+
+def _stop_on_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        stop_worker(error)

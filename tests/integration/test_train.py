@@ -1,0 +1,105 @@
+"""The trainer against a real Kafka and a real Triton: from a log to a release that scores, and to its successor."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from trainer.release import active_announcement
+from trainer.train import TrainOptions, train
+from xplat_stream import local
+from xplat_stream.demo.score import against_truth
+from xplat_stream.errors import DataError, ReleaseError
+from xplat_stream.kafka.topics import create_topics
+from xplat_stream.population import Population
+from xplat_stream.serving import ModelRepository, TritonScorer
+from xplat_stream.settings import KafkaSettings, LocalSettings, ModelSettings, WorkerSettings
+from xplat_stream.simulate import simulate
+from xplat_stream.taxonomy import load_taxonomy
+from xplat_stream.verify import verify, wait_until_caught_up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.integration.conftest import Worker
+    from xplat_stream.settings import Settings
+
+pytestmark = pytest.mark.integration
+
+QUICK = TrainOptions(encoder_texts_shown=800, head_windows_shown=40_000)
+EVENTS = 8000
+
+
+@pytest.fixture(scope="module")
+def own(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Yield a broker whose log holds nothing but what these tests put there, beside the shared Triton."""
+    folder = tmp_path_factory.mktemp("train")
+    settings = msgspec.structs.replace(
+        stack,
+        local=LocalSettings(home=str(folder / "home")),
+        worker=WorkerSettings(app="train", datadir=str(folder / "worker")),
+    )
+    state = local.up(settings, report=lambda _: None, external_triton=stack.triton.url)
+    try:
+        settings = msgspec.structs.replace(settings, kafka=KafkaSettings(bootstrap=state.kafka.address))
+        create_topics(settings)
+        yield settings
+    finally:
+        local.down(settings, report=lambda _: None)
+
+
+def test_too_little_data_is_said_before_anything_is_trained(own: Settings) -> None:
+    """An empty log is refused with how many events there are and how to get more."""
+    with pytest.raises(DataError, match=r"xplat simulate"):
+        train(own, QUICK)
+
+
+def test_a_repository_without_configuration_is_refused_first(own: Settings, tmp_path) -> None:
+    """Where Triton could not load a version nothing is trained."""
+    elsewhere = msgspec.structs.replace(own, model=ModelSettings(repository=str(tmp_path)))
+    with pytest.raises(ReleaseError, match=r"no configuration of interest_encoder"):
+        train(elsewhere, QUICK)
+
+
+def test_from_the_log_to_profiles_that_know_people(
+    own: Settings, start_worker: Callable[..., Worker], tmp_path
+) -> None:
+    """A release is trained, verified, announced and scores; its successor shares the encoder and takes over unlost.
+
+    The published profiles come clearly nearer to the latent interests than popularity does, and are exact.
+    """
+    population = Population(load_taxonomy(), users=150, seed=5)
+    truth_path = tmp_path / "truth.json"
+    simulate(own, population, history_events=EVENTS, history_days=20, rate_per_s=0, truth_path=truth_path)
+
+    first = train(own, QUICK)
+    worker = start_worker(own).ready()
+    assert wait_until_caught_up(own, timeout_s=90), worker.words()
+    second = train(own, msgspec.structs.replace(QUICK, head_only=True))
+    worker.until(lambda: worker.metrics.release == second.release, "switch to the second release")
+    simulate(own, population, rate_per_s=100, seconds=3)
+    assert wait_until_caught_up(own, timeout_s=60), worker.words()
+
+    verdict = verify(own)
+    truth = msgspec.json.decode(truth_path.read_bytes())["users"]
+    model, popularity = against_truth(own, load_taxonomy(), truth)
+    announced = active_announcement(own)
+    manifests = [ModelRepository(own.model.repository).manifest(one.release) for one in (first, second)]
+
+    assert (verdict.missing, verdict.extra, verdict.differing) == (0, 0, 0)
+    assert (second.previous, manifests[1].encoder) == (first.release, manifests[0].encoder)
+    assert announced is not None
+    assert (announced.release, announced.previous) == (second.release, first.release)
+    assert first.metrics["ndcg_at_10"] > first.metrics["popularity_ndcg_at_10"] + 0.1
+    assert model > popularity + 0.2
+    asyncio.run(_both_still_answer(own, [first.release, second.release]))
+
+
+async def _both_still_answer(settings: Settings, numbers: list[int]) -> None:
+    repository = ModelRepository(settings.model.repository)
+    async with TritonScorer(settings.triton) as scorer:
+        for number in numbers:
+            await scorer.check_golden(repository.load(number))
