@@ -103,6 +103,7 @@ class Pipeline:
         profiles = await self._profiles(store, admitted.users, release)
         deliveries.append(await self._outbox.send(PROFILES, partition, profiles))
         ends = await self._outbox.confirm(deliveries)
+        self._vectors.forget_oldest()
         self._metrics.chunks += 1
         self._metrics.updates += len(profiles)
         return max(ends[0], ends[-2] if entries else 0)
@@ -218,9 +219,12 @@ class Pipeline:
         """See that every text of these windows has a vector of the release's encoder in memory."""
         needed = {one for state in states.values() for one in state.window.text_hashes()}
         self._metrics.texts_seen += len(needed)
-        missing = self._vectors.missing(release.encoder, needed)
-        if missing:
-            await self._vectors.encode(release, store.texts(missing))
+        while missing := self._vectors.missing(release.encoder, needed):
+            entries = store.texts(missing)
+            if not entries:
+                break
+            # Looked at again afterwards: while this lane waited, another may have made room in memory.
+            await self._vectors.encode(release, entries)
         self._metrics.texts_encoded = self._vectors.encoded
 
     @lru_cache(maxsize=200_000)  # noqa: B019 - one pipeline lives as long as the process

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _CHANGELOG_POSITION: Final = b"o"
 _MEMTABLE_BYTES: Final = 16 << 20
 _BLOCK_CACHE_BYTES: Final = 32 << 20
+_KNOWN_TEXTS: Final = 500_000
+"""Hashes held in memory to spare a look into RocksDB: about 50 MB."""
 
 Record = tuple[bytes, bytes]
 """Key and value as they go to the changelog."""
@@ -166,10 +168,12 @@ class PartitionStore:
         return records
 
     def _forget_oldest(self) -> None:
-        """Drop the longest-held tenth of the decoded windows when there are too many."""
+        """Drop the longest-held tenth of the decoded windows, and all known texts, when there are too many."""
         if len(self._users) > self._cached_users:
             for user_id in list(self._users)[: len(self._users) - self._cached_users * 9 // 10]:
                 del self._users[user_id]
+        if len(self._known_texts) > _KNOWN_TEXTS:
+            self._known_texts.clear()  # RocksDB knows them all
 
     def changelog_position(self) -> int:
         """Return the changelog offset from which on records may be missing here, 0 for a new store."""

@@ -13,6 +13,7 @@ from xplat_stream.adapters import encode_event
 from xplat_stream.errors import DeliveryError, InvalidScores, TritonUnavailable
 from xplat_stream.event import UserId
 from xplat_stream.kafka.topics import PROFILES, REJECTED, REKEYED, changelog_topic
+from xplat_stream.serving.texts import TextVectors
 from xplat_stream.state import UserState
 from xplat_stream.testing import make_event, make_release
 from xplat_stream.window import BehaviorWindow, row_of
@@ -264,3 +265,20 @@ async def test_revisions_go_on_after_a_restart(bench: Bench) -> None:
     bench.store = type(bench.store)(bench.store.path, bench.spec, cached_users=10)
     await bench.handle(bench.record(make_event(user_id=USER)))
     assert [one.data.revision for one in bench.profiles()] == [1, 2]
+
+
+async def test_scores_do_not_depend_on_how_many_vectors_memory_holds(bench: Bench) -> None:
+    """Vectors pushed out of memory come back from the store before a window is scored; none counts as nothing."""
+    bench.pipeline.release = make_release(1)
+    roomy = bench.vectors
+    tight = TextVectors(bench.scorer, max_texts=2)
+    events = [make_event(user_id=USER, object_title=f"title {number}") for number in range(12)]
+    seen: dict[TextVectors, list[Any]] = {}
+    for vectors in (roomy, tight):
+        bench.pipeline._vectors = vectors
+        bench.outbox.sent.clear()
+        for event in events:
+            await bench.handle(bench.record(event))
+        seen[vectors] = bench.profiles()[-1].data.interests
+    assert len(tight.of(1)) <= 2
+    assert [one.score for one in seen[tight]] == [one.score for one in seen[roomy]]

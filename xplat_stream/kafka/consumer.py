@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition, murmur2
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from xplat_stream.settings import Settings
 
 _POLL_S = 0.2
+_NEVER = (0, datetime.min.replace(tzinfo=UTC))
 
 
 class ProfileChange(NamedTuple):
@@ -36,7 +38,7 @@ class ProfileConsumer:
 
     def __init__(self, settings: Settings, *, group: str | None = None, from_start: bool = False) -> None:
         self._settings = settings
-        self._revisions: dict[UserId, int] = {}
+        self._newest: dict[UserId, tuple[int, datetime]] = {}
         self._consumer = Consumer(
             {
                 "bootstrap.servers": settings.kafka.bootstrap,
@@ -77,12 +79,14 @@ class ProfileConsumer:
     def _change(self, key: bytes, value: bytes | None) -> ProfileChange | None:
         user_id: UserId = key.decode()  # type: ignore[assignment]
         if value is None:
-            self._revisions.pop(user_id, None)
+            self._newest.pop(user_id, None)
             return ProfileChange(user_id, None)
         record = decode_profile(value)
-        if record.data.revision <= self._revisions.get(user_id, 0):
+        # A worker that lost its host may publish a revision again, with newer content: time decides among equals.
+        version = (record.data.revision, record.time)
+        if version <= self._newest.get(user_id, _NEVER):
             return None
-        self._revisions[user_id] = record.data.revision
+        self._newest[user_id] = version
         return ProfileChange(user_id, record)
 
     def close(self) -> None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from xplat_stream.settings import Settings
 
 PROFILES: Final = "interest.profiles.v1"
-CHANGES: Final = "interest.changes.v1"
 MODELS: Final = "interest.models.v1"
 REJECTED: Final = "behavior.rejected.v1"
 REKEYED: Final = "behavior.rekeyed.v1"

@@ -85,10 +85,7 @@ class TextVectors:
             del self._vectors[encoder]
 
     def forget_oldest(self) -> None:
-        """Drop the longest-held tenth when there are too many texts; partitions hold them all on disk.
-
-        Called between chunks, never while a chunk relies on a vector being here.
-        """
+        """Drop the longest-held tenth when there are too many texts; partitions hold them all on disk."""
         _forget_oldest(self.known, self._max_texts)
         for held in self._vectors.values():
             _forget_oldest(held, self._max_texts)
