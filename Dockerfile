@@ -14,6 +14,7 @@ COPY pyproject.toml README.md LICENSE /build/
 COPY xplat_stream /build/xplat_stream
 COPY streams /build/streams
 COPY trainer /build/trainer
+COPY benchmarks /build/benchmarks
 RUN pip install --no-deps /build
 
 FROM base AS trainer-build
@@ -23,6 +24,7 @@ COPY pyproject.toml README.md LICENSE /build/
 COPY xplat_stream /build/xplat_stream
 COPY streams /build/streams
 COPY trainer /build/trainer
+COPY benchmarks /build/benchmarks
 RUN pip install --no-deps /build
 
 # What both run as and in: no root, and folders that a new volume takes content and owner from.

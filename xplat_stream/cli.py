@@ -60,6 +60,15 @@ def main() -> NoReturn:
             raise
         errors.print(f"xplat: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(EXIT_OPERATOR if isinstance(error, OperatorError) else 1)
+    except ModuleNotFoundError as error:
+        if debug:
+            raise
+        words = (
+            f"xplat: this command needs the package {error.name} (this Python environment); expected an extra that has "
+            "it. pip install 'xplat-stream[worker]' for workers, [trainer] to train, [local] for the local stack"
+        )
+        errors.print(words, markup=False, highlight=False, soft_wrap=True)
+        sys.exit(EXIT_OPERATOR)
     except Exception as error:
         if debug:
             raise
@@ -99,7 +108,7 @@ def _absent(name: str, module: str) -> Any:
             fix=f"pip install 'xplat-stream[{extra}]'",
         )
 
-    command.__doc__ = f"Not installed: pip install 'xplat-stream[{extra}]'"
+    command.__doc__ = f"Not installed: pip install 'xplat-stream\\[{extra}]'"
     return command
 
 

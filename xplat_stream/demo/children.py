@@ -24,9 +24,11 @@ _STOP_S = 20.0
 
 
 class Child:
-    """A `xplat` command in a process of its own. What it prints goes to `log`."""
+    """A `xplat` command in a process of its own. What it tells goes to `log`, or is shown here with `shown`."""
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path, *, nice: int = 0) -> None:
+    def __init__(
+        self, arguments: list[str], environment: Mapping[str, str], log: Path, *, nice: int = 0, shown: bool = False
+    ) -> None:
         self.log = log
         self._name = arguments[0]
         self._output = log.with_suffix(".json")
@@ -35,7 +37,9 @@ class Child:
         if nice:
             command = ["nice", "-n", str(nice), *command]
         with log.open("wb") as errors, self._output.open("wb") as output:
-            self._process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=errors)
+            self._process = subprocess.Popen(
+                command, env={**os.environ, **environment}, stdout=output, stderr=None if shown else errors
+            )
 
     @property
     def code(self) -> int | None:
@@ -45,7 +49,7 @@ class Child:
     def check(self) -> None:
         """Raise `StackError` with the child's last words when it ended badly."""
         if self.code not in (None, 0):
-            said = self.log.read_text(errors="replace").strip() or self._output.read_text(errors="replace").strip()
+            said = self.log.read_text(errors="replace").strip() or "see above"
             raise StackError(
                 f"`xplat {self._name}` ended with exit code {self.code}: {said.rpartition(chr(10))[2][:400]}",
                 where=str(self.log),

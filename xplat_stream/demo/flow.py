@@ -124,9 +124,8 @@ class Demo:
     def _say(self, words: str) -> None:
         self._console.print(words, highlight=False, soft_wrap=True)
 
-    def _child(self, name: str, arguments: list[str], *, nice: int = 0) -> Child:
-        log = self._home / "logs" / f"{name}.log"
-        child = Child(arguments, {**self._own}, log, nice=nice)
+    def _child(self, name: str, arguments: list[str], *, nice: int = 0, shown: bool = False) -> Child:
+        child = Child(arguments, self._own, self._home / "logs" / f"{name}.log", nice=nice, shown=shown)
         self._children.append(child)
         return child
 
@@ -142,19 +141,8 @@ class Demo:
         create_topics(self._settings)
 
     def _train(self) -> dict[str, Any]:
-        """Train in a process of its own, showing what it says. Returns its summary."""
-        child = self._child("train", ["train", "--json"])
-        shown = 0
-        with self._console.status("training") as status:
-            while child.code is None:
-                lines = child.log.read_text(errors="replace").splitlines()
-                for said in lines[shown:]:
-                    if said[:1].isalpha():
-                        self._say(f"  {said}")
-                        status.update(f"training: {said.partition(':')[0]} is done")
-                shown = len(lines)
-                time.sleep(_LOOK_EVERY_S)
-        summary = child.answer()
+        """Train in a process of its own, which draws its progress here. Returns its summary."""
+        summary = self._child("train", ["train", "--json"], shown=True).answer()
         self._say(_release_line(summary))
         return summary
 
