@@ -44,7 +44,7 @@ class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WindowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How much of a user's behavior counts (DESIGN: the window law)."""
+    """How much of a user's behavior counts (the window law)."""
 
     per_platform: Annotated[int, Meta(ge=1, le=500)] = 50
     """Newest events kept of each platform. 500 of three platforms are 61 kB a changelog record."""

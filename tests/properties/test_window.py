@@ -1,4 +1,4 @@
-"""The window law (DESIGN, section 2), one statement a test."""
+"""The window law (`xplat_stream.window`), one statement a test."""
 
 from __future__ import annotations
 
