@@ -16,7 +16,7 @@ from streams.outbox import Outbox
 from streams.pipeline import Pipeline
 from streams.store import claim
 from streams.switch import ReleaseSwitch
-from xplat_stream.errors import EXIT_OPERATOR, EXIT_SOFTWARE, OperatorError, XplatError
+from xplat_stream.errors import EXIT_SOFTWARE, XplatError
 from xplat_stream.kafka.topics import check_topics
 from xplat_stream.serving import ModelRepository, TritonScorer
 from xplat_stream.serving.texts import TextVectors
@@ -39,7 +39,7 @@ def stop_worker(error: BaseException) -> None:
     else:
         log.critical("xplat worker stopped: %s: %s", type(error).__name__, error, exc_info=error)
     sys.stderr.flush()
-    os._exit(EXIT_OPERATOR if isinstance(error, OperatorError) and not error.retriable else EXIT_SOFTWARE)
+    os._exit(error.exit_code if isinstance(error, XplatError) else EXIT_SOFTWARE)
 
 
 class Worker:

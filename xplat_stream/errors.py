@@ -11,11 +11,16 @@
     │   ├── StackError       the local stack cannot be installed, started or stopped
     │   ├── DataError        an input folder or file of the user cannot be read
     │   └── StateError       a worker's state folder is unusable
+    ├── WorkerStop           the worker cannot keep its promise and stops; a restart is the cure
+    │   ├── DamagedState       what RocksDB holds cannot be read or written any more
+    │   ├── OffsetGap          records between two chunks were never handled
+    │   ├── StalledWorker      there is work, and none gets done
+    │   └── LostLease          the process stood still so long that its partitions are another's
     ├── DeliveryError        records were not acknowledged by Kafka; carries how many
     └── InvalidScores        a model answered with something that is not a score          retriable
 
-Policy is in the type: `retriable` says whether the same call may succeed later without anyone acting.
-The command line prints an `OperatorError` as one line and leaves with exit code 2.
+Policy is in the type: `retriable` says whether the same call may succeed later without anyone acting, `exit_code` how
+a worker ends that meets the error. The command line prints an `OperatorError` as one line and leaves with exit code 2.
 """
 
 from __future__ import annotations
@@ -23,13 +28,21 @@ from __future__ import annotations
 from typing import ClassVar
 
 EXIT_OPERATOR = 2
-EXIT_SOFTWARE = 70  # sysexits.h EX_SOFTWARE: the worker stopped rather than skip a record
+# From sysexits.h where it has the meaning; 71 and 72 stand for others there. docs/how-to/operate.md lists them.
+EXIT_UNAVAILABLE = 69
+EXIT_SOFTWARE = 70
+EXIT_STALLED = 71
+EXIT_LEASE = 72
+EXIT_STATE = 74
+EXIT_DELIVERY = 75
+EXIT_GAP = 76
 
 
 class XplatError(Exception):
     """Root of every error raised on purpose."""
 
     retriable: ClassVar[bool] = False
+    exit_code: ClassVar[int] = EXIT_SOFTWARE
 
 
 class RejectedEvent(XplatError):  # noqa: N818 - named after the record's fate, as in the dead-letter topic
@@ -47,6 +60,8 @@ class RejectedEvent(XplatError):  # noqa: N818 - named after the record's fate, 
 class OperatorError(XplatError):
     """Something only a person can put right, told in one line."""
 
+    exit_code = EXIT_OPERATOR
+
     def __init__(self, what: str, *, where: str, expected: str, fix: str) -> None:
         super().__init__(f"{what} ({where}); expected {expected}. {fix}")
         self.what = what
@@ -63,6 +78,7 @@ class KafkaUnavailable(OperatorError):  # noqa: N818 - the state of the broker, 
     """No broker answers at the given address."""
 
     retriable = True
+    exit_code = EXIT_UNAVAILABLE
 
 
 class TopicMismatch(OperatorError):  # noqa: N818 - says what is wrong with the topics
@@ -73,6 +89,7 @@ class TritonUnavailable(OperatorError):  # noqa: N818 - the state of the server
     """No Triton answers at the given address, or it refuses the call."""
 
     retriable = True
+    exit_code = EXIT_UNAVAILABLE
 
 
 class ReleaseError(OperatorError):
@@ -91,8 +108,38 @@ class StateError(OperatorError):
     """A worker's state folder cannot be used."""
 
 
+class WorkerStop(XplatError):  # noqa: N818 - what happens, not what is wrong
+    """A worker cannot keep its promise any longer: it stops, and whoever starts next reads the chunk again."""
+
+
+class DamagedState(WorkerStop):
+    """RocksDB cannot read or write a partition's state: a damaged file, a full disk."""
+
+    exit_code = EXIT_STATE
+
+
+class OffsetGap(WorkerStop):
+    """A chunk does not begin where the last one ended: records in between were never handled."""
+
+    exit_code = EXIT_GAP
+
+
+class StalledWorker(WorkerStop):
+    """There are records to handle and none was handled for too long."""
+
+    exit_code = EXIT_STALLED
+
+
+class LostLease(WorkerStop):
+    """The process stood still for so long that its partitions may belong to another worker."""
+
+    exit_code = EXIT_LEASE
+
+
 class DeliveryError(XplatError):
     """Records were handed to Kafka and not acknowledged. `left` counts them."""
+
+    exit_code = EXIT_DELIVERY
 
     def __init__(self, message: str, *, left: int) -> None:
         super().__init__(message)
