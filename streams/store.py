@@ -15,17 +15,28 @@ from typing import TYPE_CHECKING, Final
 from rocksdict import BlockBasedOptions, Cache, Options, Rdict, WriteBatch
 
 from xplat_stream.errors import StateError
-from xplat_stream.state import TEXT_PREFIX, Publication, TextEntry, UserState, text_key, user_key
+from xplat_stream.event import UserId
+from xplat_stream.state import (
+    TEXT_PREFIX,
+    USER_PREFIX,
+    Publication,
+    TextEntry,
+    UserState,
+    is_pending,
+    text_key,
+    user_key,
+)
 from xplat_stream.window import BehaviorWindow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from xplat_stream.event import TextHash, UserId
+    from xplat_stream.event import TextHash
     from xplat_stream.window import WindowSpec
 
 _CHANGELOG_POSITION: Final = b"o"
+_PENDING_PREFIX: Final = b"p"
 _MEMTABLE_BYTES: Final = 16 << 20
 _BLOCK_CACHE_BYTES: Final = 32 << 20
 _KNOWN_TEXTS: Final = 500_000
@@ -77,10 +88,13 @@ class PartitionStore:
         self._cached_users = cached_users
         self._users: dict[UserId, UserState] = {}
         self._dirty: dict[bytes, bytes] = {}
+        self._pending: dict[bytes, bool] = {}
         self._known_texts: set[TextHash] = set()
         self._position: int | None = None
         self._new = UserState(BehaviorWindow(spec), Publication())
         self._db = self._open()
+        self.has_pending = bool(self.pending(limit=1))
+        """Whether some profiles may still have to be scored. The index of them is local: a rebuild makes it again."""
 
     def _open(self) -> Rdict:
         options = Options(raw_mode=True)
@@ -119,6 +133,22 @@ class PartitionStore:
         """Keep a user's new state, to be made durable by the next `write`."""
         self._users[user_id] = state
         self._dirty[user_key(user_id)] = state.pack()
+        if state.pending:
+            self.has_pending = True
+        if self.has_pending:
+            self._pending[_PENDING_PREFIX + user_id.encode()] = state.pending
+
+    def pending(self, *, limit: int, after: UserId | None = None) -> list[UserId]:
+        """Return users whose profile still has to be scored, by id, beginning behind `after`; as last written."""
+        start = _PENDING_PREFIX + (after.encode() + b"\0" if after else b"")
+        found: list[UserId] = []
+        for key in self._db.keys(from_key=start):
+            if len(found) == limit or not key.startswith(_PENDING_PREFIX):
+                break
+            found.append(UserId(key[1:].decode()))
+        if not found and after is None:
+            self.has_pending = False
+        return found
 
     def remember(self, user_id: UserId, state: UserState) -> None:
         """Keep a state in memory only: it goes into the record that the user's next event writes."""
@@ -158,12 +188,14 @@ class PartitionStore:
         put = batch.put
         for key, value in records:
             put(key, value)
+        self._note_pending(batch, self._pending)
         if self._position is not None:
             put(_CHANGELOG_POSITION, self._position.to_bytes(8, "big"))
             self._position = None
         if len(batch):
             self._db.write(batch)
         self._dirty.clear()
+        self._pending.clear()
         self._forget_oldest()
         return records
 
@@ -197,10 +229,26 @@ class PartitionStore:
                 batch.delete(key)
             else:
                 batch.put(key, value)
+        changes = {
+            _PENDING_PREFIX + key[len(USER_PREFIX) :]: value is not None and is_pending(value)
+            for key, value in merged.items()
+            if key.startswith(USER_PREFIX)
+        }
+        self.has_pending = self.has_pending or any(changes.values())
+        if self.has_pending:
+            self._note_pending(batch, changes)
         batch.put(_CHANGELOG_POSITION, position.to_bytes(8, "big"))
         self._db.write(batch)
         self._users.clear()
         return count
+
+    @staticmethod
+    def _note_pending(batch: WriteBatch, changes: dict[bytes, bool]) -> None:
+        for key, pending in changes.items():
+            if pending:
+                batch.put(key, b"")
+            else:
+                batch.delete(key)
 
     def _merge(self, key: bytes, held: bytes, value: bytes) -> bytes:
         if key.startswith(TEXT_PREFIX):

@@ -161,6 +161,11 @@ class BehaviorWindow:
         start = self.start.to_bytes(_TIME_END, "big")
         return sum([row < start for _, row in additions])
 
+    def is_repaired_by(self, additions: Iterable[tuple[str, Row]]) -> bool:
+        """Tell whether all of these rows lie behind the newest event: if they change anything, it is the past."""
+        end = self.end.to_bytes(_TIME_END, "big")
+        return all(row[:_TIME_END] < end for _, row in additions)
+
     def rows(self) -> Iterator[tuple[str, Row]]:
         """Yield every `(platform, row)`, platform by platform, oldest first."""
         for platform in sorted(self._platforms):

@@ -10,11 +10,13 @@ import pytest
 
 from streams.metrics import Metrics
 from streams.pipeline import Pipeline
+from streams.silence import Silence
 from streams.store import PartitionStore
 from xplat_stream.adapters import encode_event
 from xplat_stream.kafka.codec import decode_profile
 from xplat_stream.kafka.consumer import partition_for
 from xplat_stream.kafka.topics import PROFILES, behavior_topic, changelog_topic
+from xplat_stream.serving import CircuitBreaker
 from xplat_stream.serving.texts import TextVectors
 from xplat_stream.settings import Settings
 from xplat_stream.state import USER_PREFIX
@@ -74,10 +76,13 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.settings = Settings()
+        self.now_s = 0.0
         self.folder = folder
         self.outbox = FakeOutbox()
         self.scorer = FakeScorer()
         self.metrics = Metrics()
+        self.away: list[bool] = []
+        self.breaker = CircuitBreaker(self.scorer)
         self.vectors = TextVectors(self.scorer)
         self.pipeline = Pipeline(
             self.settings,
@@ -86,6 +91,7 @@ class Bench:
             outbox=self.outbox,
             scorer=self.scorer,
             vectors=self.vectors,
+            silence=Silence(self.settings.platforms, after_s=60, clock=lambda: self.now_s),
             metrics=self.metrics,
         )
         self.spec = WindowSpec(self.settings.window.per_platform, self.settings.window.horizon)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.consumer import Chunk, ChunkConsumer, OwnerAssignor, owners_of, transport_for
+from xplat_stream.errors import OffsetGap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -116,10 +117,12 @@ def _records(*offsets: int) -> list[Any]:
     return [SimpleNamespace(offset=offset, timestamp=1000, timestamp_type=0) for offset in offsets]
 
 
-def _chunk(last: int, *, generation: int = GENERATION) -> Chunk:
-    return Chunk(
+def _chunk(last: int, *, start: int = 0, generation: int = GENERATION) -> Chunk:
+    chunk = Chunk(
         SHOP.topic, SHOP.partition, last, 1.0, 0, None, None, _records(last), None, 0, 0, SHOP, generation_id=generation
     )
+    chunk.start = start
+    return chunk
 
 
 async def test_the_offset_to_commit_is_the_end_of_the_last_acknowledged_chunk(consumer: ChunkConsumer) -> None:
@@ -127,12 +130,20 @@ async def test_the_offset_to_commit_is_the_end_of_the_last_acknowledged_chunk(co
     assert list(consumer._filter_tps_with_pending_acks()) == []
     assert consumer._new_offset(SHOP) is None
     assert consumer.ack(_chunk(9))
-    assert consumer.ack(_chunk(14))
+    assert consumer.ack(_chunk(14, start=10))
     assert list(consumer._filter_tps_with_pending_acks()) == [SHOP]
     assert list(consumer._filter_tps_with_pending_acks({"behavior.video.v1"})) == []
     assert consumer._filter_committable_offsets({SHOP}) == {SHOP: 15}
     consumer._committed_offset[SHOP] = 15
     assert consumer._filter_committable_offsets({SHOP}) == {}
+
+
+async def test_a_chunk_that_skips_records_is_never_committed(consumer: ChunkConsumer) -> None:
+    """Acknowledging it raises, which stops the worker, and the offset to commit stays where it was."""
+    assert consumer.ack(_chunk(9))
+    with pytest.raises(OffsetGap, match=r"behavior\.shop\.v1\[0\] was handled from 12 on, but only up to 10"):
+        consumer.ack(_chunk(14, start=12))
+    assert consumer._new_offset(SHOP) == 10
 
 
 async def test_an_acknowledgement_of_another_generation_is_ignored(consumer: ChunkConsumer) -> None:

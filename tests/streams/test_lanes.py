@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,22 +14,27 @@ from streams import lanes as lanes_module
 from streams.lanes import Lane, Lanes
 from streams.metrics import Metrics
 from streams.store import PartitionStore
+from streams.suspects import Suspects
+from xplat_stream.errors import DeliveryError
+from xplat_stream.event import UserId
 from xplat_stream.kafka.log import Span
 from xplat_stream.settings import Settings, WorkerSettings
-from xplat_stream.window import WindowSpec
+from xplat_stream.state import Publication, UserState
+from xplat_stream.window import BehaviorWindow, WindowSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 PATIENCE_S = 5.0
 
 
 class FakeEvent:
-    """What Faust hands over: a chunk's records, and whether they were acknowledged."""
+    """What Faust hands over: a chunk's records, by offset, and whether they were acknowledged."""
 
-    def __init__(self, *records: Any, partition: int = 0) -> None:
-        self.value = list(records)
+    def __init__(self, *offsets: int, partition: int = 0) -> None:
+        self.value = [
+            SimpleNamespace(topic="behavior.shop.v1", partition=partition, offset=offset) for offset in offsets
+        ]
         self.message = SimpleNamespace(partition=partition)
         self.acked = False
 
@@ -42,19 +48,38 @@ class FakePipeline:
 
     def __init__(self) -> None:
         self.handled: list[list[Any]] = []
+        self.condemned: list[Any] = []
+        self.rescored: list[list[UserId]] = []
         self.entered = asyncio.Event()
         self.may_go_on = asyncio.Event()
         self.may_go_on.set()
         self.fault: Exception | None = None
+        self.poison: int | None = None
 
-    async def handle(self, _store: PartitionStore, _partition: int, records: list[Any]) -> int:
+    async def handle(
+        self, _store: PartitionStore, _partition: int, records: list[Any], *, condemned: bool = False
+    ) -> int:
         """Take the records."""
+        if condemned:
+            self.condemned += [record.offset for record in records]
+            return 0
         self.entered.set()
         await self.may_go_on.wait()
-        if self.fault:
+        offsets = [record.offset for record in records]
+        if self.fault and (self.poison is None or self.poison in offsets):
             raise self.fault
-        self.handled.append(list(records))
+        self.handled.append(offsets)
         return len(self.handled)
+
+    async def rescore(self, store: PartitionStore, _partition: int, users: list[UserId]) -> int:
+        """Score them, unless told to fail."""
+        self.rescored.append(list(users))
+        if self.fault:
+            return 0
+        for user in users:
+            store.put_user(user, UserState(BehaviorWindow(store.spec), Publication(revision=2)))
+        store.write()
+        return len(users)
 
 
 @pytest.fixture
@@ -139,11 +164,11 @@ async def test_partitions_do_not_wait_for_each_other(owned: Callable[..., Lanes]
     """While one lane waits for Triton or Kafka, another goes on."""
 
     class Slow(FakePipeline):
-        async def handle(self, store: PartitionStore, partition: int, records: list[Any]) -> int:
+        async def handle(self, store: PartitionStore, partition: int, records: list[Any], **options: Any) -> int:
             if partition == 0:
                 self.entered.set()
                 await asyncio.Event().wait()
-            return await super().handle(store, partition, records)
+            return await super().handle(store, partition, records, **options)
 
     pipeline = Slow()
     lanes = owned({0: [], 1: []}, pipeline=pipeline)
@@ -186,8 +211,6 @@ async def test_letting_go_in_the_middle_acknowledges_nothing(owned: Callable[...
 
 def settings_folder(settings: Settings) -> Path:
     """Return the folder of partition 0."""
-    from pathlib import Path
-
     return Path(settings.worker.datadir) / "partition-0"
 
 
@@ -205,6 +228,63 @@ async def test_a_failing_chunk_stops_the_worker(owned: Callable[..., Lanes]) -> 
     assert failures == [pipeline.fault]
     assert not first.acked
     assert not second.acked
+    await lanes.let_go()
+
+
+async def test_a_record_that_crashes_three_times_becomes_a_dead_letter(owned: Callable[..., Lanes]) -> None:
+    """Chunk, chunk, single record: then it is condemned, and everything around it is handled."""
+    crashes = 0
+    while True:
+        failures: list[BaseException] = []
+        pipeline = FakePipeline()
+        pipeline.fault, pipeline.poison = RuntimeError("unforeseen"), 3
+        lanes = owned({0: []}, pipeline=pipeline, failures=failures)
+        await lanes.take_over([0])
+        event = FakeEvent(1, 2, 3, 4)
+        await lanes.put(event)
+        await until(lambda event=event, failures=failures: bool(failures) or event.acked)
+        await lanes.let_go()
+        if event.acked:
+            break
+        crashes += 1
+    assert crashes == 3
+    assert pipeline.condemned == [3]
+    assert pipeline.handled == [[1], [2], [4]]
+
+
+@pytest.mark.parametrize("error", [DeliveryError("broker away", left=1), OSError(28, "No space left on device")])
+async def test_what_is_no_records_fault_is_blamed_on_none(
+    owned: Callable[..., Lanes], settings: Settings, error: Exception
+) -> None:
+    """A broker that is away and a full disk crash the worker as often as they like: no record is put aside."""
+    for _ in range(4):
+        failures: list[BaseException] = []
+        pipeline = FakePipeline()
+        pipeline.fault = error
+        lanes = owned({0: []}, pipeline=pipeline, failures=failures)
+        await lanes.take_over([0])
+        await lanes.put(FakeEvent(1))
+        await until(lambda failures=failures: bool(failures))
+        await lanes.let_go()
+    assert not Suspects(Path(settings.worker.datadir))
+
+
+async def test_what_is_degraded_is_scored_again(owned: Callable[..., Lanes]) -> None:
+    """Without any new event, a batch at a time, and no user twice; chunks that come meanwhile are handled."""
+    pipeline = FakePipeline()
+    lanes = owned({0: []}, pipeline=pipeline)
+    await lanes.take_over([0])
+    (store,) = lanes.stores
+    users = [UserId(f"user-{number:03}") for number in range(300)]
+    for user in users:
+        store.put_user(user, UserState(BehaviorWindow(store.spec), Publication(revision=1, pending=True)))
+    store.write()
+    event = FakeEvent(1)
+    await lanes.put(event)
+    await until(lambda: not store.has_pending)
+    assert event.acked
+    assert [user for batch in pipeline.rescored for user in batch] == users
+    assert max(map(len, pipeline.rescored)) <= 256
     await lanes.let_go()
 
 
@@ -245,7 +325,7 @@ async def test_a_store_ahead_of_its_changelog_is_rebuilt(owned: Callable[..., La
 async def test_the_position_is_kept_with_the_next_write(tmp_path: Path) -> None:
     """A lane tells its store how far the changelog is, so that a restart reads only what is new."""
     store = PartitionStore(tmp_path / "p", WindowSpec(), cached_users=1)
-    lane = Lane(0, store, FakePipeline(), chunk_events=4)
+    lane = Lane(0, store, FakePipeline(), Suspects(tmp_path), settings=WorkerSettings(datadir=str(tmp_path)))
     task = asyncio.create_task(lane.run())
     event = FakeEvent(1)
     await lane.put(event)
