@@ -93,17 +93,17 @@ class Lane:
         return events
 
     async def _handle(self, records: list[ConsumerRecord]) -> None:
-        note_in_hand(self._folder, self.partition, records)
-        if self._suspects.careful(records):
-            for record in records:
-                await self._try([record], condemned=self._suspects.condemned(record))
-        else:
+        if not self._suspects:
             await self._try(records)
-        if self._suspects:  # not before all are through: a crash in between reads the ones before again
+            return
+        async with self._suspects.alone:
+            for part in [[record] for record in records] if self._suspects.careful(records) else [records]:
+                await self._try(part, condemned=len(part) == 1 and self._suspects.condemned(part[0]))
+            # Not before all are through: a crash in between reads the ones before again.
             self._suspects.acquit(records)
-        note_in_hand(self._folder, self.partition, ())
 
     async def _try(self, records: list[ConsumerRecord], *, condemned: bool = False) -> None:
+        note_in_hand(self._folder, self.partition, records)
         try:
             position = await self._pipeline.handle(self.store, self.partition, records, condemned=condemned)
         except (XplatError, OSError):
@@ -111,6 +111,7 @@ class Lane:
         except Exception:
             self._suspects.blame(records)
             raise
+        note_in_hand(self._folder, self.partition, ())
         self.store.reached(position)
 
     async def _rescore(self) -> None:

@@ -8,6 +8,7 @@ lease, a full disk or a broker that is away are no record's fault.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -54,6 +55,8 @@ class Suspects:
     def __init__(self, folder: Path) -> None:
         self._file = folder / CRASHES_FILE
         self._held = _read(self._file)
+        self.alone = asyncio.Lock()
+        """Held while suspects are handled, so that a crash is not blamed on what others had in hand."""
 
     def __bool__(self) -> bool:
         return bool(self._held)

@@ -128,11 +128,11 @@ class Worker:
         self.until(lambda: self.said("Worker ready"), "be ready")
         return self
 
-    def until(self, condition: Callable[[], bool], what: str) -> None:
+    def until(self, condition: Callable[[], bool], what: str, *, within_s: float = READY_WITHIN_S) -> None:
         """Wait for a condition; a worker that ends meanwhile fails at once, with its log."""
-        wait_for(lambda: not self.running or condition(), timeout_s=READY_WITHIN_S)
+        wait_for(lambda: not self.running or condition(), timeout_s=within_s)
         assert self.running, f"worker ended with {self.process.returncode} instead of: {what}\n{self.words()}"
-        assert condition(), f"worker did not {what} within {READY_WITHIN_S:.0f} s\n{self.words()}"
+        assert condition(), f"worker did not {what} within {within_s:.0f} s\n{self.words()}"
 
     def end(self, number: int = signal.SIGTERM, *, within_s: float = 20.0) -> int:
         """Send a signal and return the exit code."""
