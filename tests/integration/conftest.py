@@ -79,6 +79,8 @@ def environment(settings: Settings, **variables: str) -> dict[str, str]:
         "XPLAT_WORKER__DATADIR": settings.worker.datadir,
         "XPLAT_WORKER__METADATA_INTERVAL_S": str(settings.worker.metadata_interval_s),
         "XPLAT_WORKER__SESSION_TIMEOUT_S": str(settings.worker.session_timeout_s),
+        "XPLAT_WORKER__PUBLISH_TIMEOUT_S": str(settings.worker.publish_timeout_s),
+        "XPLAT_WORKER__STALL_TIMEOUT_S": str(settings.worker.stall_timeout_s),
         "XPLAT_WORKER__CHUNK_EVENTS": str(settings.worker.chunk_events),
         "XPLAT_MODEL__REPOSITORY": settings.model.repository,
         "XPLAT_LOCAL__HOME": settings.local.home,
