@@ -119,7 +119,8 @@ def verify(settings: Settings, *, report: Callable[[str], None] = lambda _: None
             differing[key] = f"window lacks {len(wanted - held)} and has {len(held - wanted)} too many"
         elif digests.get(key) != window_digest(packed):
             differing[key] = "no profile" if key not in digests else "the last profile is of another window"
-    for key in digests.keys() - windows.keys() - found.keys():
+    erased = {key for key, digest in digests.items() if digest is None}
+    for key in digests.keys() - erased - windows.keys() - found.keys():
         differing[key] = "a profile without events"
     return Verdict(
         events,

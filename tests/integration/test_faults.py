@@ -121,6 +121,10 @@ def test_a_platform_topic_made_anew_is_read_from_its_start(
         verdict = settled(group)
         assert verdict.missing == 0, verdict
     finally:
+        with EventProducer(group) as producer:  # the log that made these profiles is gone, so they have to go too
+            for number in range(30):
+                for seed in (530, 531):
+                    producer.send_raw(PROFILES, f"{seed}-{number}".encode(), None)
         admin(group).delete_topics([topic])[topic].result()
         assert wait_for(lambda: topic not in admin(group).list_topics(timeout=10).topics, timeout_s=20)
 

@@ -62,11 +62,12 @@ class EventProducer:
         self.send_raw(behavior_topic(event.platform), event.user_id.encode(), value, patience_s=patience_s)
 
     def send_raw(self, topic: str, key: bytes | None, value: bytes | None, *, patience_s: float = 60.0) -> None:
-        """Queue a record that is already encoded. See `send`. Raises `DeliveryError` in a process forked from its own."""
+        """Queue a record that is already encoded. See `send`.
+
+        Raises `DeliveryError` also in a process forked from the one that made the producer.
+        """
         if os.getpid() != self._pid:
-            message = (
-                "this producer belongs to another process: make one after the fork, its threads did not come along"
-            )
+            message = "this producer is another process's, whose threads did not come along: make one after the fork"
             raise DeliveryError(message, left=0)
         waited = 0.0
         while True:
