@@ -22,7 +22,7 @@ from xplat_stream.kafka.topics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from xplat_stream.event import Event
     from xplat_stream.settings import Settings
@@ -74,10 +74,13 @@ def spans(settings: Settings, topics: Sequence[str]) -> list[Span]:
         consumer.close()
 
 
-def read_span(settings: Settings, span: Span) -> Iterator[list[Message]]:
+def read_span(
+    settings: Settings, span: Span, *, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[list[Message]]:
     """Yield the records of a span in batches, in offset order.
 
-    Ends when the position reaches `span.end`, however many offsets compaction or transactions have taken out.
+    Ends when the position reaches `span.end`, however many offsets compaction or transactions have taken out, or soon
+    after `stopped` says so.
     Raises `DeliveryError` when the broker stops answering before that, `KafkaUnavailable` for a lasting error.
     """
     if span.start >= span.end:
@@ -87,7 +90,7 @@ def read_span(settings: Settings, span: Span) -> Iterator[list[Message]]:
         consumer.assign([TopicPartition(span.topic, span.partition, span.start)])
         silent = 0.0
         position = span.start
-        while True:
+        while not stopped():
             # Never ask for more than is left: `consume` waits its whole timeout for what cannot come.
             messages = consumer.consume(max(1, min(_BATCH, span.end - position)), _POLL_S)
             records = [message for message in messages if message.error() is None]
