@@ -14,6 +14,7 @@ from streams.lanes import Lanes
 from streams.metrics import Metrics
 from streams.outbox import Outbox
 from streams.pipeline import Pipeline
+from streams.recovery import Recovery
 from streams.store import claim
 from streams.switch import ReleaseSwitch
 from xplat_stream.errors import EXIT_SOFTWARE, XplatError
@@ -109,7 +110,8 @@ class Worker:
             vectors=vectors,
             metrics=metrics,
         )
-        lanes = Lanes(settings, pipeline, metrics, on_failure=stop_worker)
+        recovery = Recovery(settings, self._outbox, metrics)
+        lanes = Lanes(settings, pipeline, metrics, recovery=recovery, on_failure=stop_worker)
         switch = ReleaseSwitch(
             settings,
             repository=ModelRepository(settings.model.repository),
