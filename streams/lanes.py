@@ -135,7 +135,7 @@ class Lanes:
             self._tasks.append(task)
         self._metrics.partitions = wanted
         log.info(
-            "owns partitions %s, %d changelog records restored in %.1f s",
+            "owns partitions %s, %d changelog records restored in %.2f s",
             wanted,
             self._metrics.restored,
             time.monotonic() - started,
