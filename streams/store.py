@@ -348,8 +348,8 @@ class PartitionStore:
             raise self._stopping(error) from error
 
     def _iterate(self, from_key: bytes) -> Iterator[tuple[bytes, bytes]]:
+        cursor = self._db.iter()
         try:
-            cursor = self._db.iter()
             cursor.seek(from_key)
             while cursor.valid():
                 yield cursor.key(), cursor.value()
@@ -357,6 +357,8 @@ class PartitionStore:
             cursor.status()  # a cursor that meets damage ends as one that is through; only this tells them apart
         except Exception as error:
             raise self._stopping(error) from error
+        finally:
+            del cursor  # it keeps RocksDB open, also where only a traceback still knows it
 
     def _close(self) -> None:
         with contextlib.suppress(Exception):  # closed already; or cannot flush, and what it cannot lies in its log
