@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from confluent_kafka import TopicPartition
+
     from xplat_stream.event import Event
     from xplat_stream.kafka.codec import ProfileRecord
 
@@ -79,6 +81,7 @@ class FakeChangelog:
         self.facts = TopicFacts("topic-id", PARTITIONS, 604_800_000)
         self.fault: BaseException | None = None
         self.reads: list[Span] = []
+        self.committed: list[TopicPartition] = []
         self.before_batch: Callable[[], None] = lambda: None
         self.batch = 2000
 
@@ -95,8 +98,8 @@ class FakeChangelog:
         return list(deliveries)
 
     def spans(self, _settings: Settings, topics: list[str]) -> list[Span]:
-        """Answer as a broker that knows where each partition begins, and is wrong about its end."""
-        return [Span(topics[0], number, 0, 0) for number in range(PARTITIONS)]
+        """Answer as a broker that knows which partitions are empty, and is wrong about where the others end."""
+        return [Span(topics[0], number, 0, bool(self.records.get(number))) for number in range(PARTITIONS)]
 
     def read(self, _settings: Settings, span: Span, *, stopped: Callable[[], bool]) -> Iterator[list[Any]]:
         """Yield the records of a span in batches."""
@@ -118,6 +121,7 @@ def changelog(monkeypatch: pytest.MonkeyPatch) -> FakeChangelog:
     monkeypatch.setattr(recovery_module, "spans", made.spans)
     monkeypatch.setattr(recovery_module, "read_span", made.read)
     monkeypatch.setattr(recovery_module, "topic_facts", lambda *_: made.facts)
+    monkeypatch.setattr(recovery_module, "committed", lambda *_: made.committed)
     return made
 
 

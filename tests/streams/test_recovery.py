@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aiokafka.errors import TopicAuthorizationFailedError
+from confluent_kafka import TopicPartition
 
 from streams.metrics import Metrics
 from streams.recovery import Recovery
@@ -53,13 +54,13 @@ def aside(folder: Path) -> list[str]:
 
 
 async def test_the_barrier_is_the_end(settings: Settings, changelog: FakeChangelog) -> None:
-    """The broker says the changelog is empty; what lies before the barrier is restored all the same, and only that."""
-    changelog.records[0] = [(user_key(USER), state(1).pack())]
+    """Where the broker says the changelog ends does not count: all that lies before the barrier is restored."""
+    changelog.records[0] = [(user_key(UserId("v")), state(2).pack()), (user_key(USER), state(1).pack())]
     store = await restored(settings, changelog)
     assert changelog.records[0][-1] == (BARRIER_KEY, None)
-    assert [(span.start, span.end) for span in changelog.reads] == [(0, 2)]
+    assert [(span.start, span.end) for span in changelog.reads] == [(0, 3)]
     assert store.user(USER) == state(1)
-    assert store.changelog_position() == 2
+    assert store.changelog_position() == 3
     store.close()
 
 
@@ -84,6 +85,18 @@ async def test_without_a_barrier_nothing_is_taken_over(
         await restored(settings, changelog)
     assert not list(folder.parent.iterdir())
     assert changelog.reads == []
+
+
+async def test_an_empty_changelog_behind_committed_offsets_stops_the_worker(
+    settings: Settings, changelog: FakeChangelog
+) -> None:
+    """What was committed would never be read again. Not even a barrier is written, so the next start sees it too."""
+    changelog.committed = [TopicPartition("behavior.shop.v1", 0, 7)]
+    for _ in range(2):
+        with pytest.raises(StateError, match=r"behavior.shop.v1 is committed up to 7 .*changelog\[0\].*group xplat"):
+            await restored(settings, changelog)
+    changelog.records[0] = [(BARRIER_KEY, None)]
+    (await restored(settings, changelog)).close()
 
 
 async def test_a_log_that_ends_before_the_barrier_stops_the_worker(

@@ -14,6 +14,7 @@ from xplat_stream.errors import DeliveryError, RejectedEvent
 from xplat_stream.kafka.topics import (
     ANSWER_S,
     QUIET,
+    REKEYED,
     behavior_topic,
     kafka_unavailable,
     partition_counts,
@@ -142,6 +143,23 @@ def positions(consumer: Consumer, partitions: Sequence[TopicPartition], *, at_en
         marks = consumer.get_watermark_offsets(one, timeout=ANSWER_S)
         ends.append(TopicPartition(one.topic, one.partition, marks[1] if marks else OFFSET_END))
     return ends
+
+
+def committed(settings: Settings, partition: int) -> list[TopicPartition]:
+    """Return where the worker group has committed something in this partition of the topics it reads.
+
+    Raises `KafkaUnavailable`.
+    """
+    counts = partition_counts(settings)
+    topics = [topic for topic in counts if platform_of(topic) or topic == REKEYED]
+    wanted = [TopicPartition(topic, partition) for topic in topics if partition < counts[topic]]
+    consumer = Consumer({"bootstrap.servers": settings.kafka.bootstrap, "group.id": settings.worker.app, **QUIET})
+    try:
+        return [one for one in consumer.committed(wanted, timeout=ANSWER_S) if one.offset > 0]
+    except KafkaException as error:
+        raise kafka_unavailable(settings, error) from error
+    finally:
+        consumer.close()
 
 
 def latest_value(settings: Settings, topic: str, partition: int, key: bytes) -> bytes | None:
