@@ -14,6 +14,7 @@ from xplat_stream.errors import DeliveryError, RejectedEvent
 from xplat_stream.kafka.topics import (
     ANSWER_S,
     QUIET,
+    REKEYED,
     behavior_topic,
     kafka_unavailable,
     partition_counts,
@@ -22,7 +23,7 @@ from xplat_stream.kafka.topics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from xplat_stream.event import Event
     from xplat_stream.settings import Settings
@@ -74,10 +75,13 @@ def spans(settings: Settings, topics: Sequence[str]) -> list[Span]:
         consumer.close()
 
 
-def read_span(settings: Settings, span: Span) -> Iterator[list[Message]]:
+def read_span(
+    settings: Settings, span: Span, *, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[list[Message]]:
     """Yield the records of a span in batches, in offset order.
 
-    Ends when the position reaches `span.end`, however many offsets compaction or transactions have taken out.
+    Ends when the position reaches `span.end`, however many offsets compaction or transactions have taken out, or soon
+    after `stopped` says so.
     Raises `DeliveryError` when the broker stops answering before that, `KafkaUnavailable` for a lasting error.
     """
     if span.start >= span.end:
@@ -87,7 +91,7 @@ def read_span(settings: Settings, span: Span) -> Iterator[list[Message]]:
         consumer.assign([TopicPartition(span.topic, span.partition, span.start)])
         silent = 0.0
         position = span.start
-        while True:
+        while not stopped():
             # Never ask for more than is left: `consume` waits its whole timeout for what cannot come.
             messages = consumer.consume(max(1, min(_BATCH, span.end - position)), _POLL_S)
             records = [message for message in messages if message.error() is None]
@@ -139,6 +143,23 @@ def positions(consumer: Consumer, partitions: Sequence[TopicPartition], *, at_en
         marks = consumer.get_watermark_offsets(one, timeout=ANSWER_S)
         ends.append(TopicPartition(one.topic, one.partition, marks[1] if marks else OFFSET_END))
     return ends
+
+
+def committed(settings: Settings, partition: int) -> list[TopicPartition]:
+    """Return where the worker group has committed something in this partition of the topics it reads.
+
+    Raises `KafkaUnavailable`.
+    """
+    counts = partition_counts(settings)
+    topics = [topic for topic in counts if platform_of(topic) or topic == REKEYED]
+    wanted = [TopicPartition(topic, partition) for topic in topics if partition < counts[topic]]
+    consumer = Consumer({"bootstrap.servers": settings.kafka.bootstrap, "group.id": settings.worker.app, **QUIET})
+    try:
+        return [one for one in consumer.committed(wanted, timeout=ANSWER_S) if one.offset > 0]
+    except KafkaException as error:
+        raise kafka_unavailable(settings, error) from error
+    finally:
+        consumer.close()
 
 
 def latest_value(settings: Settings, topic: str, partition: int, key: bytes) -> bytes | None:
