@@ -319,13 +319,15 @@ def rejected_list(json: Json = False) -> None:
     if json:
         _print_json(listing)
         return
-    table = Table("reason", "topic", "letters", "replayed", "last", "meaning")
     for one in listing.counts:
-        last = f"{one.last_at:%Y-%m-%d %H:%M:%S}Z"
-        table.add_row(
-            *map(_plain, (one.reason, one.topic, str(one.letters), str(one.replayed), last, one.meaning)),
+        console.print(
+            Text.assemble(
+                (one.reason, "bold"),
+                f"  {one.topic}  {one.letters} letters, {one.replayed} replayed, last {one.last_at:%Y-%m-%d %H:%M:%S}Z\n",
+                f"  {one.meaning}",
+            ),
+            soft_wrap=True,
         )
-    console.print(table)
     foreign = f", {listing.foreign} records that no worker wrote" if listing.foreign else ""
     console.print(f"{listing.letters} letters, {listing.replayed} replayed{foreign}", highlight=False)
 
