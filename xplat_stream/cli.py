@@ -320,10 +320,11 @@ def rejected_list(json: Json = False) -> None:
         _print_json(listing)
         return
     for one in listing.counts:
+        last = f"{one.last_at:%Y-%m-%d %H:%M:%S}Z"
         console.print(
             Text.assemble(
-                (one.reason, "bold"),
-                f"  {one.topic}  {one.letters} letters, {one.replayed} replayed, last {one.last_at:%Y-%m-%d %H:%M:%S}Z\n",
+                (_escaped(one.reason), "bold"),
+                f"  {_escaped(one.topic)}  {one.letters} letters, {one.replayed} replayed, last {last}\n",
                 f"  {one.meaning}",
             ),
             soft_wrap=True,
@@ -361,11 +362,11 @@ def rejected_show(
                 }
             )
             continue
-        received = datetime.fromtimestamp(origin.received_at_ms / 1000, UTC)
+        received = f"{datetime.fromtimestamp(origin.received_at_ms / 1000, UTC):%Y-%m-%d %H:%M:%S}Z"
         console.print(
             Text.assemble(
-                (letter.reason, "bold"),
-                f"  {letter.place}  received {received:%Y-%m-%d %H:%M:%S}Z{'  replayed' if found.replayed else ''}\n",
+                (_escaped(letter.reason), "bold"),
+                f"  {_escaped(letter.place)}  received {received}{'  replayed' if found.replayed else ''}\n",
                 f"  {REASONS.get(letter.reason, 'not known to this version')}\n",
                 f"  detail  {_escaped(letter.detail)}\n",
                 f"  key     {_shortened(letter.key)}\n",

@@ -183,7 +183,8 @@ def _late(user: str) -> list[Record]:
 
 
 def _two_contents(user: str) -> list[Record]:
-    return [*_many(user, 1, object_id="a", object_title="tea"), *_many(user, 1, object_id="b", object_title="tea")]
+    event_id = make_event().event_id
+    return [Record(user.encode(), good(user, event_id=event_id, object_id=name)) for name in "ab"]
 
 
 GOOD: Final[dict[str, Good]] = {

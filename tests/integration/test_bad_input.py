@@ -124,9 +124,7 @@ def test_letters_are_explained_mended_and_replayed_once(group: Settings, start_w
         return done.stdout
 
     worker = start_worker(group).ready()
-    made = {
-        f"mended-{number}": BAD[kind].make(f"mended-{number}") for number, kind in enumerate(("no-key", "other-key"))
-    }
+    made = {f"mended-{kind}": BAD[kind].make(f"mended-{kind}") for kind in ("no-key", "other-key")}
     nobody = Record(b"mended-not", b"\x1b[2J[red]{")
     places = produce(group, [*made.items(), *made.items(), ("nobody", nobody)])
     assert_exact(group)
