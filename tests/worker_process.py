@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from streams.metrics import Metrics, read_metrics
-from xplat_stream.local.process import wait_for
+from xplat_stream.local.process import _stat, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that a signal can reach the supervisor and its worker together
             )
 
     @property
@@ -63,9 +65,15 @@ class Worker:
     @property
     def children(self) -> list[int]:
         """The processes it started."""
-        return [
-            int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        ]
+        return _children(self.process.pid)
+
+    @property
+    def line(self) -> list[int]:
+        """The supervisor, where there is one, and the process that does the work, which is the last."""
+        found = [self.process.pid]
+        while children := _children(found[-1]):
+            found.append(children[-1])
+        return found
 
     @property
     def metrics(self) -> Metrics:
@@ -92,9 +100,28 @@ class Worker:
         self.process.send_signal(number)
         return self.process.wait(within_s)
 
+    def signal_line(self, number: int) -> None:
+        """Send a signal to the supervisor, where there is one, and to the worker; none where they are gone."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def kill_line(self) -> None:
+        """Kill all of them and wait until nothing holds the state folder any more."""
+        line = self.line
+        self.signal_line(signal.SIGKILL)
+        self.process.wait()
+        assert wait_for(lambda: all(_stat(pid).gone for pid in line), timeout_s=READY_WITHIN_S)
+
     def words(self) -> str:
         """Return the end of its log."""
         return self.log.read_text("utf-8", "replace")[-6000:]
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:  # it just ended
+        return []
 
 
 def with_worker(settings: Settings, **fields: Any) -> Settings:
