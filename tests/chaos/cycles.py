@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -14,14 +13,17 @@ from tests.chaos.stack import Stack
 from tests.chaos.traffic import Traffic, drawn_events, probes, recorded
 from tests.chaos.watch import ProfileWatch
 from tests.tiny_release import make_published
+from xplat_stream.errors import RejectedEvent
 from xplat_stream.kafka import EventProducer
-from xplat_stream.kafka.topics import create_topics
+from xplat_stream.kafka.log import read_behavior, read_span, spans
+from xplat_stream.kafka.topics import REJECTED, create_topics
 from xplat_stream.verify import verify, wait_until_caught_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from xplat_stream.settings import Settings
     from xplat_stream.verify import Verdict
 
 EVENTS = 600
@@ -62,6 +64,8 @@ class _Suite:
         self._recoveries: dict[str, float] = {}
         self._worst_s = 0.0
         self._unacknowledged = 0
+        self._unlettered: int | None = None
+        self._prober = EventProducer(self._settings)
         self._verdict: Verdict | None = None
         self._failed = ""
 
@@ -83,6 +87,9 @@ class _Suite:
             print(f"{cycle:4} {kind:18} back in {recovery_s:5.1f} s, cycle {took_s:5.1f} s", flush=True)
             if (cycle % JUDGE_EVERY == 0 or cycle == cycles) and not self._judged(cycle):
                 return
+        self._unlettered = unlettered(self._settings)
+        if self._unlettered:
+            self._failed = f"{self._unlettered} rejected records have no dead letter"
 
     def _cycle(self, cycle: int, kind: str) -> float | None:
         """Break, heal and measure under traffic; return seconds from the heal to the last partition's probe."""
@@ -107,9 +114,9 @@ class _Suite:
     def _recovered_after(self, name: str, healed_at: float) -> float | None:
         """Send an event to every partition and wait for all their profiles."""
         events = probes(name, self._settings.kafka.partitions)
-        with EventProducer(self._settings) as producer:
-            for event in events:
-                producer.send(event)
+        for event in events:
+            self._prober.send(event)
+        self._prober.flush()
         if not self._watch.sees([event.user_id for event in events], within_s=PATIENCE_S):
             return None
         return time.monotonic() - healed_at
@@ -133,12 +140,14 @@ class _Suite:
 
     def figures(self) -> dict[str, Any]:
         verdict, fleet = self._verdict, self._scene.fleet
+        exits, tracebacks = fleet.exits(), fleet.tracebacks()
         allowed_s = self._settings.worker.session_timeout_s + MARGIN_S
         failed = self._failed
         if not failed and self._worst_s > allowed_s:
             failed = f"back only after {self._worst_s:.1f} s; at most {allowed_s:.0f} s are allowed"
-        for line in Counter(fleet.tracebacks()).most_common(10):
-            sys.stderr.write(f"traceback {line[1]} times: {line[0]}\n")
+        for what, found in (("stopped", fleet.stops()), ("traceback", tracebacks)):
+            for line, times in found.most_common(20):
+                print(f"     {what} {times} times: {line[:300]}")
         return {
             "ok": not failed,
             "failed": failed,
@@ -152,13 +161,29 @@ class _Suite:
             "missing": verdict.missing if verdict else None,
             "extra": verdict.extra if verdict else None,
             "differing": verdict.differing if verdict else None,
+            "unlettered": self._unlettered,
             "revisions_back": len(self._watch.revisions_back),
             "worst_recovery_s": round(self._worst_s, 1),
             "recovery_s": {kind: round(seconds, 1) for kind, seconds in sorted(self._recoveries.items())},
-            "exits": fleet.exits(),
-            "restarts": fleet.restarts,
-            "tracebacks": len(fleet.tracebacks()),
+            "exits": exits,
+            "tracebacks": tracebacks.total(),
         }
+
+
+def unlettered(settings: Settings) -> int:
+    """Count the records of the platforms' topics that are no events and that no dead letter names."""
+    rejected = {
+        (message.topic(), message.partition(), message.offset())
+        for event, message in read_behavior(settings)
+        if isinstance(event, RejectedEvent)
+    }
+    letters = (
+        message for span in spans(settings, [REJECTED]) for batch in read_span(settings, span) for message in batch
+    )
+    for letter in letters:
+        headers = {name: value.decode() for name, value in letter.headers()}
+        rejected.discard((headers["topic"], int(headers["partition"]), int(headers["offset"])))
+    return len(rejected)
 
 
 def drawn_kinds(kinds: Sequence[str], seed: int) -> Iterator[str]:

@@ -29,9 +29,8 @@ _DISK_MB = 512
 _SUPERVISED_EXIT = re.compile(
     r"^xplat worker (?:ended with exit code (\d+)|was killed by (\w+)); starting", re.MULTILINE
 )
-_TRACEBACK = re.compile(
-    r"^(.*)\n(?:.*\n)?Traceback \(most recent call last\):\n((?:[ \t].*\n|\n)*)(\S.*)", re.MULTILINE
-)
+_ENTRY = re.compile(r"^(?=\[\d{4}-|xplat worker )", re.MULTILINE)
+"""Where an entry of a worker's log begins; what follows it up to the next belongs to it."""
 _OURS = re.compile(r'File ".*/(?:streams|xplat_stream)/')
 
 
@@ -61,7 +60,6 @@ class Fleet:
 
     def __init__(self, settings: Settings, folder: Path, *, size: int = 3) -> None:
         """`settings`: as workers get them, but for the state folder. `folder`: for disks and logs."""
-        self.restarts = 0
         self._exits: Counter[str] = Counter()
         self._logs = folder / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -147,7 +145,6 @@ class Fleet:
             slot.pause_s = min(2 * slot.pause_s, _LONGEST_PAUSE_S)
         elif time.monotonic() > slot.due_at:
             slot.due_at = 0.0
-            self.restarts += 1
             self._start(slot)
 
     def exits(self) -> dict[str, int]:
@@ -157,18 +154,20 @@ class Fleet:
             found.update(code or number for code, number in _SUPERVISED_EXIT.findall(log))
         return dict(sorted(found.items()))
 
-    def tracebacks(self) -> list[str]:
-        """Return the last line of every traceback of ours that is not the reason a worker gave for stopping."""
-        return [
-            last
-            for log in self._texts()
-            for before, frames, last in _TRACEBACK.findall(log)
-            if _OURS.search(frames) and "worker stopped" not in before
-        ]
+    def stops(self) -> Counter[str]:
+        """Count the reasons workers gave for stopping on their own."""
+        return Counter(re.findall(r"xplat worker stopped: (.*)", "\n".join(self._texts())))
 
-    def stops(self) -> list[str]:
-        """Return the line with which each worker stopped on its own."""
-        return re.findall(r"xplat worker stopped: (.*)", "\n".join(self._texts()))
+    def tracebacks(self) -> Counter[str]:
+        """Count the exceptions of which a worker showed a traceback of ours and did not stop, by their last line."""
+        entries = (entry.rstrip() for log in self._texts() for entry in _ENTRY.split(log))
+        return Counter(
+            entry.rpartition("\n")[2]
+            for entry in entries
+            if "Traceback (most recent call last)" in entry
+            and _OURS.search(entry)
+            and " stopped: " not in entry.partition("\n")[0]
+        )
 
     def _texts(self) -> Iterator[str]:
         return (log.read_text("utf-8", "replace") for log in sorted(self._logs.glob("worker-*.log")))

@@ -109,7 +109,7 @@ class Stack:
                     port=self._broker,
                     controller_port=self._controller,
                     heap_mb=self.settings.local.kafka_heap_mb,
-                    report=print,
+                    report=lambda _: None,
                     behind=Listener(self._behind, self.kafka_proxy.port),
                 ),
                 os.environ,
