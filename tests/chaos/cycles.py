@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from tests.chaos.faults import FAULTS, Scene
-from tests.chaos.fleet import Fleet
+from tests.chaos.fleet import Fleet, found_stops, found_tracebacks
 from tests.chaos.stack import Stack
 from tests.chaos.traffic import Traffic, drawn_events, probes, recorded
 from tests.chaos.watch import ProfileWatch
@@ -17,6 +17,7 @@ from xplat_stream.errors import RejectedEvent
 from xplat_stream.kafka import EventProducer
 from xplat_stream.kafka.log import read_behavior, read_span, spans
 from xplat_stream.kafka.topics import REJECTED, create_topics
+from xplat_stream.local.process import wait_for
 from xplat_stream.verify import verify, wait_until_caught_up
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class _Suite:
             self._failed = f"{self._unlettered} rejected records have no dead letter"
 
     def _cycle(self, cycle: int, kind: str) -> float | None:
-        """Break, heal and measure under traffic; return seconds from the heal to the last partition's probe."""
+        """Break, heal and measure under traffic; return the seconds from the heal until all is as before."""
         chance = random.Random(f"{self._seed}/{cycle}")
         name = f"c{cycle}"
         fault = FAULTS[kind]
@@ -112,12 +113,14 @@ class _Suite:
         return recovery_s
 
     def _recovered_after(self, name: str, healed_at: float) -> float | None:
-        """Send an event to every partition and wait for all their profiles."""
-        events = probes(name, self._settings.kafka.partitions)
+        """Wait until every partition has an owner and every worker some, and an event sent to each is in a profile."""
+        partitions = self._settings.kafka.partitions
+        events = probes(name, partitions)
         for event in events:
             self._prober.send(event)
         self._prober.flush()
-        if not self._watch.sees([event.user_id for event in events], within_s=PATIENCE_S):
+        seen = self._watch.sees([event.user_id for event in events], within_s=PATIENCE_S)
+        if not seen or not wait_for(lambda: self._scene.fleet.owns(partitions), timeout_s=PATIENCE_S):
             return None
         return time.monotonic() - healed_at
 
@@ -140,12 +143,12 @@ class _Suite:
 
     def figures(self) -> dict[str, Any]:
         verdict, fleet = self._verdict, self._scene.fleet
-        exits, tracebacks = fleet.exits(), fleet.tracebacks()
+        stops, tracebacks = found_stops(fleet.log()), found_tracebacks(fleet.log())
         allowed_s = self._settings.worker.session_timeout_s + MARGIN_S
         failed = self._failed
         if not failed and self._worst_s > allowed_s:
             failed = f"back only after {self._worst_s:.1f} s; at most {allowed_s:.0f} s are allowed"
-        for what, found in (("stopped", fleet.stops()), ("traceback", tracebacks)):
+        for what, found in (("stopped", stops), ("traceback", tracebacks)):
             for line, times in found.most_common(20):
                 print(f"     {what} {times} times: {line[:300]}")
         return {
@@ -165,7 +168,7 @@ class _Suite:
             "revisions_back": len(self._watch.revisions_back),
             "worst_recovery_s": round(self._worst_s, 1),
             "recovery_s": {kind: round(seconds, 1) for kind, seconds in sorted(self._recoveries.items())},
-            "exits": exits,
+            "exits": fleet.exits(),
             "tracebacks": tracebacks.total(),
         }
 

@@ -10,13 +10,14 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from streams.metrics import METRICS_FILE, read_metrics
 from tests.worker_process import SUPERVISED, Worker, with_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from types import TracebackType
 
     from xplat_stream.settings import Settings
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _LOOK_EVERY_S = 0.1
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 2.0
+_METRICS_FRESH_S = 2.5
+"""A worker writes its metrics once a second."""
 _ENDS_WITHIN_S = 40.0
 _DISK_MB = 512
 _SUPERVISED_EXIT = re.compile(
@@ -53,6 +56,16 @@ class Slot:
         """The worker of a place that is wanted: it was started, though it may just have ended."""
         assert self.worker is not None
         return self.worker
+
+    @property
+    def owned(self) -> list[int]:
+        """The partitions its worker says it owns; none where what it says is old."""
+        folder = Path(self.settings.worker.datadir)
+        try:
+            age_s = time.time() - (folder / METRICS_FILE).stat().st_mtime
+        except FileNotFoundError:
+            return []
+        return read_metrics(folder).partitions if age_s < _METRICS_FRESH_S else []
 
 
 class Fleet:
@@ -147,30 +160,18 @@ class Fleet:
             slot.due_at = 0.0
             self._start(slot)
 
+    def owns(self, partitions: int) -> bool:
+        """Tell whether every worker that is wanted owns some, and each partition has one owner."""
+        owned = [slot.owned for slot in self.wanted]
+        return all(owned) and sorted(number for some in owned for number in some) == list(range(partitions))
+
     def exits(self) -> dict[str, int]:
         """Count how workers ended, by exit code or signal: those their own supervisors started again too."""
-        found = Counter(self._exits)
-        for log in self._texts():
-            found.update(code or number for code, number in _SUPERVISED_EXIT.findall(log))
-        return dict(sorted(found.items()))
+        return dict(sorted((self._exits + found_exits(self.log())).items()))
 
-    def stops(self) -> Counter[str]:
-        """Count the reasons workers gave for stopping on their own."""
-        return Counter(re.findall(r"xplat worker stopped: (.*)", "\n".join(self._texts())))
-
-    def tracebacks(self) -> Counter[str]:
-        """Count the exceptions of which a worker showed a traceback of ours and did not stop, by their last line."""
-        entries = (entry.rstrip() for log in self._texts() for entry in _ENTRY.split(log))
-        return Counter(
-            entry.rpartition("\n")[2]
-            for entry in entries
-            if "Traceback (most recent call last)" in entry
-            and _OURS.search(entry)
-            and " stopped: " not in entry.partition("\n")[0]
-        )
-
-    def _texts(self) -> Iterator[str]:
-        return (log.read_text("utf-8", "replace") for log in sorted(self._logs.glob("worker-*.log")))
+    def log(self) -> str:
+        """Return everything all workers said."""
+        return "\n".join(log.read_text("utf-8", "replace") for log in sorted(self._logs.glob("worker-*.log")))
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -197,3 +198,25 @@ def _mounted(disk: Path) -> bool:
     mount = shutil.which("mount")
     command = [str(mount), "-t", "tmpfs", "-o", f"size={_DISK_MB}m", "tmpfs", str(disk)]
     return mount is not None and subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+def found_exits(log: str) -> Counter[str]:
+    """Count the exits after which a worker's own supervisor started it again, by exit code or signal."""
+    return Counter(code or number for code, number in _SUPERVISED_EXIT.findall(log))
+
+
+def found_stops(log: str) -> Counter[str]:
+    """Count the reasons workers gave for stopping on their own."""
+    return Counter(re.findall(r"xplat worker stopped: (.*)", log))
+
+
+def found_tracebacks(log: str) -> Counter[str]:
+    """Count the exceptions of which a worker showed a traceback of ours and did not stop, by their last line."""
+    entries = (entry.rstrip() for entry in _ENTRY.split(log))
+    return Counter(
+        entry.rpartition("\n")[2]
+        for entry in entries
+        if "Traceback (most recent call last)" in entry
+        and _OURS.search(entry)
+        and " stopped: " not in entry.partition("\n")[0]
+    )

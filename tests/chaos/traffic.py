@@ -37,16 +37,17 @@ class Record(NamedTuple):
     value: bytes
 
 
-def drawn_events(name: str, number: int, *, seed: str, users: int = 60) -> list[Event]:
-    """Return events, half of them of people nobody saw before, half of people who are there all the time.
+def drawn_events(name: str, number: int, *, seed: str, users: int = 60, newcomers: bool = True) -> list[Event]:
+    """Return events, half of them of newcomers whom nobody saw before, half of people who are there all the time.
 
     The first show a lost event for ever, since their windows never become full; the second have the revisions.
     """
     chance = random.Random(seed)
+    crowds = (name, "steady") if newcomers else ("steady",)
     return [
         make_event(
             event_id=f"//chaos.example#{name}-{one}",
-            user_id=UserId(f"{chance.choice((name, 'steady'))}-{chance.randrange(users)}"),
+            user_id=UserId(f"{chance.choice(crowds)}-{chance.randrange(users)}"),
             platform=chance.choice(PLATFORMS),
             action=chance.choice(ACTIONS),
             occurred_at=Millis(_BASE_MS - chance.randrange(_MONTH_MS)),
@@ -118,6 +119,11 @@ class Traffic:
                     producer.send_raw(*record, patience_s=_ACKNOWLEDGED_WITHIN_S)
         except DeliveryError as error:
             self.unacknowledged = error.left
+
+    @property
+    def running(self) -> bool:
+        """Whether there is something to send or to be acknowledged."""
+        return self._thread.is_alive()
 
     def finish(self) -> None:
         """Wait until everything is sent and acknowledged."""
