@@ -33,6 +33,7 @@ PATIENCE_S = 90.0
 """A group that is not back after this long is not waited for any longer: the run has failed."""
 MARGIN_S = 10.0
 """A group has to be back within the session time-out and this."""
+RESCORED_WITHIN_S = 60.0
 JUDGE_EVERY = 5
 WORKERS = 2
 
@@ -91,6 +92,8 @@ class _Suite:
         self._unlettered = unlettered(self._settings)
         if self._unlettered:
             self._failed = f"{self._unlettered} rejected records have no dead letter"
+        elif not self._rescored():
+            self._failed = f"{len(self._watch.degraded)} users were not scored again"
 
     def _cycle(self, cycle: int, kind: str) -> float | None:
         """Break, heal and measure under traffic; return the seconds from the heal until all is as before."""
@@ -141,6 +144,13 @@ class _Suite:
             self._failed = f"cycle {cycle}: {'; '.join([*verdict.examples, *back[:10]])}"
         return not self._failed
 
+    def _rescored(self) -> bool:
+        """Wait until nobody's last profile is degraded; tell whether it came to that in time."""
+        deadline = time.monotonic() + RESCORED_WITHIN_S
+        while self._watch.degraded and time.monotonic() < deadline:
+            self._watch.poll()
+        return not self._watch.degraded
+
     def figures(self) -> dict[str, Any]:
         verdict, fleet = self._verdict, self._scene.fleet
         stops, tracebacks = found_stops(fleet.log()), found_tracebacks(fleet.log())
@@ -166,6 +176,7 @@ class _Suite:
             "differing": verdict.differing if verdict else None,
             "unlettered": self._unlettered,
             "revisions_back": len(self._watch.revisions_back),
+            "still_degraded": len(self._watch.degraded),
             "worst_recovery_s": round(self._worst_s, 1),
             "recovery_s": {kind: round(seconds, 1) for kind, seconds in sorted(self._recoveries.items())},
             "exits": fleet.exits(),

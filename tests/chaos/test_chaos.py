@@ -61,7 +61,16 @@ def test_a_short_seed_holds_every_promise(tmp_path_factory: pytest.TempPathFacto
     assert figures["cycles"] == 3
     assert figures["faults"] == {"broker-blackhole": 1, "kill": 1, "state": 1}
     assert figures["events"] > 1800
-    zeros = ("missing", "extra", "differing", "unlettered", "revisions_back", "unacknowledged", "tracebacks")
+    zeros = (
+        "missing",
+        "extra",
+        "differing",
+        "unlettered",
+        "revisions_back",
+        "still_degraded",
+        "unacknowledged",
+        "tracebacks",
+    )
     assert {name: figures[name] for name in zeros} == dict.fromkeys(zeros, 0)
     assert figures["worst_recovery_s"] <= SESSION_S + MARGIN_S
 

@@ -28,6 +28,8 @@ class ProfileWatch:
         self.profiles = 0
         self.revisions_back: list[str] = []
         """Where a user's revision was lower than one before it."""
+        self.degraded: set[bytes] = set()
+        """Users whose last profile has scores from before."""
         self.last_at = time.monotonic()
         """When the last profile was read."""
         self._highest: dict[bytes, int] = {}
@@ -51,7 +53,9 @@ class ProfileWatch:
                 self._take_in(message)
 
     def _take_in(self, message: Message) -> None:
-        key, revision = message.key(), decode_profile(message.value()).data.revision
+        key, profile = message.key(), decode_profile(message.value()).data
+        revision = profile.revision
+        (self.degraded.add if profile.status == "degraded" else self.degraded.discard)(key)
         self.profiles += 1
         self.last_at = time.monotonic()
         if revision < self._highest.get(key, 0):
