@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 import msgspec
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from xplat_stream.errors import RejectedEvent
 from xplat_stream.kafka.codec import decode_profile
@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 
 _FOLD_EVERY = 64
 _POLL_S = 0.2
+_COORDINATOR_MOVES = {
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+}
+"""A group's first commit, or a broker that just started: it passes, and librdkafka does not wait for it."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -174,9 +180,9 @@ def wait_until_caught_up(settings: Settings, *, timeout_s: float) -> bool:
             counts = partition_counts(settings)
             where = [TopicPartition(topic, number) for topic in topics for number in range(counts.get(topic, 0))]
             # Commits before ends: a worker forwards before it commits, so what it forwarded is in the ends read after.
-            committed = consumer.committed(where, timeout=ANSWER_S)
+            committed = _committed(consumer, where)
             ends = {(span.topic, span.partition): span for span in spans(settings, topics)}
-            behind = [
+            behind = committed is None or [
                 one
                 for one in committed
                 if ends[one.topic, one.partition].end > max(one.offset, ends[one.topic, one.partition].start)
@@ -190,3 +196,13 @@ def wait_until_caught_up(settings: Settings, *, timeout_s: float) -> bool:
         raise kafka_unavailable(settings, error) from error
     finally:
         consumer.close()
+
+
+def _committed(consumer: Consumer, where: list[TopicPartition]) -> list[TopicPartition] | None:
+    """Return what the group has committed; None while its coordinator is on the move."""
+    try:
+        return list(consumer.committed(where, timeout=ANSWER_S))
+    except KafkaException as error:
+        if error.args[0].code() in _COORDINATOR_MOVES:
+            return None
+        raise
