@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from streams.store import PartitionStore
 from streams.suspects import Suspects, note_in_hand
 from xplat_stream.errors import XplatError
-from xplat_stream.kafka.log import read_span, spans
-from xplat_stream.kafka.topics import changelog_topic
-from xplat_stream.window import WindowSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,8 +23,9 @@ if TYPE_CHECKING:
 
     from streams.metrics import Metrics
     from streams.pipeline import Pipeline
+    from streams.recovery import Recovery
+    from streams.store import PartitionStore
     from xplat_stream.event import UserId
-    from xplat_stream.kafka.log import Span
     from xplat_stream.settings import Settings, WorkerSettings
 
 log = logging.getLogger("xplat.worker")
@@ -126,14 +124,21 @@ class Lanes:
     """The partitions this worker owns."""
 
     def __init__(
-        self, settings: Settings, pipeline: Pipeline, metrics: Metrics, *, on_failure: Callable[[BaseException], None]
+        self,
+        settings: Settings,
+        pipeline: Pipeline,
+        metrics: Metrics,
+        *,
+        recovery: Recovery,
+        on_failure: Callable[[BaseException], None],
     ) -> None:
         self._settings = settings
         self._pipeline = pipeline
         self._metrics = metrics
+        self._recovery = recovery
         self._on_failure = on_failure
         self._suspects = Suspects(Path(settings.worker.datadir))
-        self._spec = WindowSpec(settings.window.per_platform, settings.window.horizon)
+        self._over = threading.Event()  # set when the partitions taken over last are to be let go
         self._lanes: dict[int, Lane] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -154,7 +159,14 @@ class Lanes:
             await lane.put(event)
 
     async def let_go(self) -> None:
-        """Stop all lanes where they stand, as a crash would; what they had not acknowledged is read again."""
+        """Stop all lanes where they stand, as a crash would; what they had not acknowledged is read again.
+
+        A take-over under way ends too: it starts no lanes, and its stores are closed when this returns.
+        """
+        self._over.set()
+        await self._end()
+
+    async def _end(self) -> None:
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -163,21 +175,24 @@ class Lanes:
             lane.drop_waiting()
             lane.store.close()
         self._lanes.clear()
+        await self._recovery.finished()
 
     async def take_over(self, partitions: Iterable[int]) -> None:
         """Open the stores of these partitions, bring each up to the end of its changelog, and start its lane.
 
-        Raises `StateError`, `KafkaUnavailable`, `DeliveryError`.
+        Does nothing more when the partitions are let go meanwhile. Raises what `Recovery.restore` raises.
         """
-        await self.let_go()
+        self._over.set()
+        over = self._over = threading.Event()
+        await self._end()
+        if over.is_set():
+            return
         started = time.monotonic()
-        wanted = set(partitions)
-        topic = changelog_topic(self._settings.worker.app)
-        changelog = {span.partition: span for span in await asyncio.to_thread(spans, self._settings, [topic])}
-        restored = await asyncio.gather(
-            *(asyncio.to_thread(self._restored, changelog[partition]) for partition in sorted(wanted))
-        )
-        for store, partition in zip(restored, sorted(wanted), strict=True):
+        wanted = sorted(set(partitions))
+        stores = await self._recovery.restore(wanted, over)
+        if over.is_set():
+            return
+        for partition, store in stores.items():
             self._lanes[partition] = Lane(
                 partition, store, self._pipeline, self._suspects, settings=self._settings.worker
             )
@@ -185,32 +200,13 @@ class Lanes:
             task = asyncio.create_task(lane.run(), name=f"lane-{lane.partition}")
             task.add_done_callback(self._on_done)
             self._tasks.append(task)
-        self._metrics.partitions = sorted(wanted)
+        self._metrics.partitions = wanted
         log.info(
-            "owns partitions %s, %d changelog records restored in %.1f s",
-            sorted(wanted),
+            "owns partitions %s, %d changelog records restored in %.2f s",
+            wanted,
             self._metrics.restored,
             time.monotonic() - started,
         )
-
-    def _restored(self, changelog: Span) -> PartitionStore:
-        folder = Path(self._settings.worker.datadir) / f"partition-{changelog.partition}"
-        store = self._opened(folder)
-        position = store.changelog_position()
-        if position > changelog.end:
-            log.warning("%s is ahead of its changelog (%d > %d): rebuilding", folder, position, changelog.end)
-            store.destroy()
-            store = self._opened(folder)
-            position = 0
-        for messages in read_span(self._settings, changelog._replace(start=max(position, changelog.start))):
-            end = messages[-1].offset() + 1
-            self._metrics.restored += store.restore(
-                ((message.key(), message.value()) for message in messages), position=end
-            )
-        return store
-
-    def _opened(self, folder: Path) -> PartitionStore:
-        return PartitionStore(folder, self._spec, cached_users=self._settings.worker.cached_users)
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

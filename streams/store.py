@@ -2,26 +2,34 @@
 
 The store is the fast copy; the changelog topic is the durable one. Both are written before a chunk is acknowledged,
 RocksDB first, so a crash in between is repaired by reading the chunk again: folding it twice changes nothing.
+
+Because the changelog can rebuild it, a folder that is damaged is never repaired and never deleted: it is set aside
+under another name, at once, and the worker stops; the next start finds no folder and rebuilds it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import time
+from datetime import UTC, datetime
+from functools import reduce
 from typing import TYPE_CHECKING, Final
 
 from rocksdict import BlockBasedOptions, Cache, Options, Rdict, WriteBatch
 
-from xplat_stream.errors import StateError
-from xplat_stream.event import UserId
+from xplat_stream.errors import DamagedState, StateError
+from xplat_stream.event import TextHash, UserId
 from xplat_stream.state import (
+    BARRIER_KEY,
     TEXT_PREFIX,
     USER_PREFIX,
     Publication,
     TextEntry,
     UserState,
+    check_record,
     is_pending,
     text_key,
     user_key,
@@ -29,18 +37,25 @@ from xplat_stream.state import (
 from xplat_stream.window import BehaviorWindow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from xplat_stream.event import TextHash
     from xplat_stream.window import WindowSpec
 
+STORE_FORMAT: Final = 1
+"""Of the keys and values below; a folder of another format is set aside."""
+
 _CHANGELOG_POSITION: Final = b"o"
+_IDENTITY: Final = b"i"
 _PENDING_PREFIX: Final = b"p"
+_LAST_WRITTEN: Final = b"a"
 _MEMTABLE_BYTES: Final = 16 << 20
 _BLOCK_CACHE_BYTES: Final = 32 << 20
 _KNOWN_TEXTS: Final = 500_000
 """Hashes held in memory to spare a look into RocksDB: about 50 MB."""
+
+_KEPT_ASIDE: Final = 3
+"""Folders set aside that are kept for each partition, the newest ones."""
 
 Record = tuple[bytes, bytes]
 """Key and value as they go to the changelog."""
@@ -75,11 +90,30 @@ def unusable(path: Path, why: str) -> StateError:
     )
 
 
+def set_aside(path: Path, why: str) -> Path:
+    """Rename a partition's folder to `<name>.<why>-<time>` and return the new path; delete all but the newest three.
+
+    What is open in it stays readable. Raises `StateError` when the folder cannot be renamed.
+    """
+    aside = path.with_name(f"{path.name}.{why}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise unusable(path, str(error.strerror)) from error
+    older = sorted(path.parent.glob(f"{path.name}.*-*"), key=lambda folder: folder.name.rpartition("-")[2])
+    for folder in older[:-_KEPT_ASIDE]:
+        shutil.rmtree(folder, ignore_errors=True)
+    return aside
+
+
 class PartitionStore:
     """The windows and texts of the users of one partition.
 
     Reads go to memory, then to RocksDB. Changes are collected by `put_user` and `put_text` and become durable, all
     together, in `write`. Not thread-safe: one lane owns it.
+
+    Everything that reads or writes raises `DamagedState`: when there is damage, which sets the folder aside, or when
+    the disk fails or is full, which leaves the folder where it is.
     """
 
     def __init__(self, path: Path, spec: WindowSpec, *, cached_users: int) -> None:
@@ -88,41 +122,25 @@ class PartitionStore:
         self._cached_users = cached_users
         self._users: dict[UserId, UserState] = {}
         self._dirty: dict[bytes, bytes] = {}
-        self._pending: dict[bytes, bool] = {}
+        self._pending: dict[bytes, bytes | None] = {}
         self._known_texts: set[TextHash] = set()
         self._position: int | None = None
         self._new = UserState(BehaviorWindow(spec), Publication())
-        self._db = self._open()
-        self.has_pending = bool(self.pending(limit=1))
+        self._open()
+        self.has_pending = True
         """Whether some profiles may still have to be scored. The index of them is local: a rebuild makes it again."""
-
-    def _open(self) -> Rdict:
-        options = Options(raw_mode=True)
-        options.create_if_missing(create_if_missing=True)
-        options.set_write_buffer_size(_MEMTABLE_BYTES)
-        blocks = BlockBasedOptions()
-        blocks.set_block_cache(Cache(_BLOCK_CACHE_BYTES))
-        blocks.set_bloom_filter(10, block_based=False)
-        options.set_block_based_table_factory(blocks)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            return Rdict(str(self.path), options)
-        except OSError as error:
-            raise unusable(self.path, str(error.strerror)) from error
-        except Exception as error:  # rocksdict raises bare Exception for everything RocksDB says
-            if "lock" in str(error).lower():
-                raise unusable(self.path, "another worker process has it open") from error
-            if "Corruption" in str(error):
-                self.path.rename(self.path.with_name(f"{self.path.name}.corrupt-{int(time.time())}"))
-                return Rdict(str(self.path), options)
-            raise unusable(self.path, str(error)) from error
+            self.pending(limit=1)
+        except DamagedState:
+            self.close()
+            raise
 
     def user(self, user_id: UserId) -> UserState:
         """Return a user's state; an empty window for someone never seen."""
         state = self._users.get(user_id)
         if state is None:
-            packed = self._db.get(user_key(user_id))
-            state = self._new if packed is None else UserState.unpack(self.spec, packed)
+            packed = self._get(user_key(user_id))
+            state = self._new if packed is None else self._held_user(packed)
         return state
 
     def knows(self, user_id: UserId) -> bool:
@@ -133,16 +151,15 @@ class PartitionStore:
         """Keep a user's new state, to be made durable by the next `write`."""
         self._users[user_id] = state
         self._dirty[user_key(user_id)] = state.pack()
-        if state.pending:
-            self.has_pending = True
+        self.has_pending = self.has_pending or state.pending
         if self.has_pending:
-            self._pending[_PENDING_PREFIX + user_id.encode()] = state.pending
+            self._pending[_PENDING_PREFIX + user_id.encode()] = b"" if state.pending else None
 
     def pending(self, *, limit: int, after: UserId | None = None) -> list[UserId]:
         """Return users whose profile still has to be scored, by id, beginning behind `after`; as last written."""
         start = _PENDING_PREFIX + (after.encode() + b"\0" if after else b"")
         found: list[UserId] = []
-        for key in self._db.keys(from_key=start):
+        for key, _ in self._iterate(start):
             if len(found) == limit or not key.startswith(_PENDING_PREFIX):
                 break
             found.append(UserId(key[1:].decode()))
@@ -158,7 +175,7 @@ class PartitionStore:
         """Tell whether this partition holds a text, whatever encoder its vector is of."""
         if text_hash in self._known_texts:
             return True
-        if self._db.key_may_exist(key := text_key(text_hash)) and self._db.get(key) is not None:
+        if self._get(text_key(text_hash)) is not None:
             self._known_texts.add(text_hash)
             return True
         return False
@@ -166,8 +183,12 @@ class PartitionStore:
     def texts(self, hashes: Iterable[TextHash]) -> dict[TextHash, TextEntry]:
         """Return the texts this partition holds among `hashes`."""
         wanted = list(hashes)
-        packed = self._db.get([text_key(text_hash) for text_hash in wanted]) if wanted else []
-        return {text_hash: TextEntry.unpack(value) for text_hash, value in zip(wanted, packed, strict=True) if value}
+        packed = self._get_many([text_key(text_hash) for text_hash in wanted])
+        return {
+            text_hash: self._held_text(value)
+            for text_hash, value in zip(wanted, packed, strict=True)
+            if value is not None
+        }
 
     def put_text(self, text_hash: TextHash, entry: TextEntry) -> None:
         """Keep a text, to be made durable by the next `write`."""
@@ -179,21 +200,14 @@ class PartitionStore:
         self._position = max(changelog_position, self._position or 0)
 
     def write(self) -> list[Record]:
-        """Make all changes durable in one RocksDB batch and return them for the changelog.
-
-        Raises whatever RocksDB raises: a disk that does not take the state must stop the worker.
-        """
+        """Make all changes durable in one RocksDB batch and return them for the changelog."""
         records = list(self._dirty.items())
-        batch = WriteBatch(raw_mode=True)
-        put = batch.put
-        for key, value in records:
-            put(key, value)
-        self._note_pending(batch, self._pending)
+        changes: dict[bytes, bytes | None] = {**dict(records), **self._pending}
         if self._position is not None:
-            put(_CHANGELOG_POSITION, self._position.to_bytes(8, "big"))
-            self._position = None
-        if len(batch):
-            self._db.write(batch)
+            changes[_CHANGELOG_POSITION] = self._position.to_bytes(8, "big")
+        if changes:
+            self._write_stamped(changes)
+        self._position = None
         self._dirty.clear()
         self._pending.clear()
         self._forget_oldest()
@@ -209,64 +223,206 @@ class PartitionStore:
 
     def changelog_position(self) -> int:
         """Return the changelog offset from which on records may be missing here, 0 for a new store."""
-        packed = self._db.get(_CHANGELOG_POSITION)
+        packed = self._get(_CHANGELOG_POSITION)
         return 0 if packed is None else int.from_bytes(packed, "big")
+
+    def last_written_ms(self) -> int:
+        """Return the clock's time of the last write, in milliseconds since 1970; 0 for a new store."""
+        packed = self._get(_LAST_WRITTEN)
+        return 0 if packed is None else int.from_bytes(packed, "big")
+
+    def identity(self) -> bytes | None:
+        """Return whose state this is, as `mark` was told; None when nobody said so."""
+        return self._get(_IDENTITY)
+
+    def mark(self, identity: bytes) -> None:
+        """Remember whose state this is."""
+        self._write_stamped({_IDENTITY: identity})
+
+    def is_empty(self) -> bool:
+        """Tell whether nothing was ever written here."""
+        return next(self._iterate(b""), None) is None
 
     def restore(self, records: Iterable[tuple[bytes, bytes | None]], *, position: int) -> int:
         """Merge changelog records into the store, whatever order they were written in. Returns how many there were.
 
-        A tombstone takes its key out. `position` is the changelog offset after the last of them.
+        A tombstone takes its key out; barriers are passed over. `position` is the changelog offset after the last of
+        them. Raises `ValueError` for a record of an unknown kind or format; nothing of the batch is kept then.
         """
-        merged: dict[bytes, bytes | None] = {}
+        versions: dict[bytes, list[bytes | None]] = {}
         count = 0
         for key, value in records:
+            if key == BARRIER_KEY:
+                continue
             count += 1
-            held = merged[key] if key in merged else self._db.get(key)
-            merged[key] = value if value is None or held is None or held == value else self._merge(key, held, value)
+            if value is None or key not in versions:
+                versions[key] = [value]  # what came before a tombstone does not count, nor what is held
+            else:
+                versions[key].append(value)
+        changes: dict[bytes, bytes | None] = {}
+        for (key, values), held in zip(versions.items(), self._get_many(list(versions)), strict=True):
+            if (merged := self._merged(key, held, values)) is not held:
+                changes[key] = merged
+        changes |= self._pending_of(changes)
+        changes[_CHANGELOG_POSITION] = position.to_bytes(8, "big")
+        self._write_stamped(changes)
+        self._users.clear()
+        return count
+
+    def _pending_of(self, changes: dict[bytes, bytes | None]) -> dict[bytes, bytes | None]:
+        """Return the index entries that belong to changed users; none while nobody is, or was, pending."""
+        users = {
+            key: value is not None and is_pending(value) for key, value in changes.items() if key[:1] == USER_PREFIX
+        }
+        self.has_pending = self.has_pending or any(users.values())
+        if not self.has_pending:
+            return {}
+        return {_PENDING_PREFIX + key[1:]: b"" if pending else None for key, pending in users.items()}
+
+    def _merged(self, key: bytes, held: bytes | None, values: Sequence[bytes | None]) -> bytes | None:
+        """Merge what is held under a key with what the changelog has of it, unpacking only where there are two."""
+        if values[0] is None:
+            held = None
+        distinct = {value for value in values if value is not None} - {held}
+        if not distinct:
+            return held
+        for value in distinct:
+            check_record(key, value)
+        if held is None and len(distinct) == 1:
+            return distinct.pop()
+        if key.startswith(TEXT_PREFIX):
+            texts = [TextEntry.unpack(value) for value in distinct]
+            return reduce(TextEntry.merge, texts if held is None else [*texts, self._held_text(held)]).pack()
+        states = [UserState.unpack(self.spec, value) for value in distinct]
+        return reduce(UserState.merge, states if held is None else [*states, self._held_user(held)]).pack()
+
+    def all_texts(self) -> Iterator[tuple[TextHash, TextEntry]]:
+        """Yield every text of this partition."""
+        for key, value in self._iterate(TEXT_PREFIX):
+            if not key.startswith(TEXT_PREFIX):
+                return
+            yield TextHash(key[len(TEXT_PREFIX) :]), self._held_text(value)
+
+    def set_aside(self, why: str) -> Path:
+        """Rename the folder, close it, and return where it is now. See the function of this name."""
+        aside = set_aside(self.path, why)
+        self.close()
+        return aside
+
+    def close(self) -> None:
+        """Close RocksDB and release its lock. Closing twice is no error."""
+        self._close()
+
+    def _write_stamped(self, changes: dict[bytes, bytes | None]) -> None:
+        changes[_LAST_WRITTEN] = (time.time_ns() // 1_000_000).to_bytes(8, "big")
+        self._write_batch(changes)
+
+    def _held_user(self, packed: bytes) -> UserState:
+        try:
+            return UserState.unpack(self.spec, packed)
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
+
+    def _held_text(self, packed: bytes) -> TextEntry:
+        try:
+            return TextEntry.unpack(packed)
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
+
+    # All that touches RocksDB is below. rocksdict raises bare Exception for everything that RocksDB says.
+
+    def _open(self) -> None:
+        options = Options(raw_mode=True)
+        options.create_if_missing(create_if_missing=True)
+        options.set_write_buffer_size(_MEMTABLE_BYTES)
+        blocks = BlockBasedOptions()
+        blocks.set_block_cache(Cache(_BLOCK_CACHE_BYTES))
+        blocks.set_bloom_filter(10, block_based=False)
+        options.set_block_based_table_factory(blocks)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # RocksDB takes a folder without CURRENT for a new one, and may take leftovers in it for its own.
+            lost = not (self.path / "CURRENT").exists() and any(self.path.iterdir())
+        except OSError as error:
+            raise unusable(self.path, str(error.strerror)) from error
+        if lost:
+            raise self._damaged("the file CURRENT is gone")
+        try:
+            self._db = Rdict(str(self.path), options)
+        except Exception as error:
+            if _is_damage(str(error)):
+                raise self._damaged(str(error)) from error
+            if "No space left" in str(error):
+                raise self._failed(str(error)) from error
+            held = "lock hold" in str(error) or "temporarily unavailable" in str(error)
+            raise unusable(self.path, "another worker process has it open" if held else _cause(str(error))) from error
+
+    def _get(self, key: bytes) -> bytes | None:
+        try:
+            value: bytes | None = self._db.get(key)
+        except Exception as error:
+            raise self._stopping(error) from error
+        return value
+
+    def _get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        try:
+            values: list[bytes | None] = self._db.get(keys) if keys else []
+        except Exception as error:
+            raise self._stopping(error) from error
+        return values
+
+    def _write_batch(self, changes: dict[bytes, bytes | None]) -> None:
+        """Write all changes or none; None deletes."""
         batch = WriteBatch(raw_mode=True)
-        for key, value in merged.items():
+        for key, value in changes.items():
             if value is None:
                 batch.delete(key)
             else:
                 batch.put(key, value)
-        changes = {
-            _PENDING_PREFIX + key[len(USER_PREFIX) :]: value is not None and is_pending(value)
-            for key, value in merged.items()
-            if key.startswith(USER_PREFIX)
-        }
-        self.has_pending = self.has_pending or any(changes.values())
-        if self.has_pending:
-            self._note_pending(batch, changes)
-        batch.put(_CHANGELOG_POSITION, position.to_bytes(8, "big"))
-        self._db.write(batch)
-        self._users.clear()
-        return count
+        try:
+            self._db.write(batch)
+        except Exception as error:
+            raise self._stopping(error) from error
 
-    @staticmethod
-    def _note_pending(batch: WriteBatch, changes: dict[bytes, bool]) -> None:
-        for key, pending in changes.items():
-            if pending:
-                batch.put(key, b"")
-            else:
-                batch.delete(key)
+    def _iterate(self, from_key: bytes) -> Iterator[tuple[bytes, bytes]]:
+        cursor = self._db.iter()
+        try:
+            cursor.seek(from_key)
+            while cursor.valid():
+                yield cursor.key(), cursor.value()
+                cursor.next()
+            cursor.status()  # a cursor that meets damage ends as one that is through; only this tells them apart
+        except Exception as error:
+            raise self._stopping(error) from error
+        finally:
+            del cursor  # it keeps RocksDB open, also where only a traceback still knows it
 
-    def _merge(self, key: bytes, held: bytes, value: bytes) -> bytes:
-        if key.startswith(TEXT_PREFIX):
-            return TextEntry.unpack(held).merge(TextEntry.unpack(value)).pack()
-        return UserState.unpack(self.spec, held).merge(UserState.unpack(self.spec, value)).pack()
+    def _close(self) -> None:
+        with contextlib.suppress(Exception):  # closed already; or cannot flush, and what it cannot lies in its log
+            self._db.close()
 
-    def all_texts(self) -> Iterator[tuple[TextHash, TextEntry]]:
-        """Yield every text of this partition."""
-        for key, value in self._db.items(from_key=TEXT_PREFIX):
-            if not key.startswith(TEXT_PREFIX):
-                return
-            yield key[len(TEXT_PREFIX) :], TextEntry.unpack(value)
+    def _stopping(self, error: Exception) -> DamagedState:
+        return self._damaged(str(error)) if _is_damage(str(error)) else self._failed(str(error))
 
-    def close(self) -> None:
-        """Close RocksDB and release its lock."""
-        self._db.close()
+    def _damaged(self, what: str) -> DamagedState:
+        """Set the folder aside and return the line that says so."""
+        now = f"set aside as {set_aside(self.path, 'corrupt').name}" if self.path.exists() else "gone"
+        return DamagedState(
+            f"state is damaged: {_cause(what)} ({self.path}); expected what was written there. "
+            f"The folder is {now}; the next start rebuilds it from the changelog."
+        )
 
-    def destroy(self) -> None:
-        """Close and delete the folder: the changelog that made it is gone."""
-        self.close()
-        shutil.rmtree(self.path, ignore_errors=True)
+    def _failed(self, what: str) -> DamagedState:
+        return DamagedState(
+            f"state cannot be read or written: {_cause(what)} ({self.path}); expected a working disk with room. "
+            "Free space or mend the disk, and start again: what was not written is read again."
+        )
+
+
+def _is_damage(what: str) -> bool:
+    """Tell RocksDB's words for damaged or missing files from those for a disk that fails."""
+    return "Corruption" in what or "No such file" in what
+
+
+def _cause(what: str) -> str:
+    return "No space left on device" if "No space left" in what else " ".join(what.split())[:300]

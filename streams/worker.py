@@ -14,6 +14,7 @@ from streams.lanes import Lanes
 from streams.metrics import Metrics
 from streams.outbox import Outbox
 from streams.pipeline import Pipeline
+from streams.recovery import Recovery
 from streams.silence import Silence
 from streams.store import claim
 from streams.supervisor import RESTARTS
@@ -133,7 +134,8 @@ class Worker:
             silence=self._silence,
             metrics=metrics,
         )
-        lanes = Lanes(settings, pipeline, metrics, on_failure=stop_worker)
+        recovery = Recovery(settings, self._outbox, metrics)
+        lanes = Lanes(settings, pipeline, metrics, recovery=recovery, on_failure=stop_worker)
         switch = ReleaseSwitch(
             settings,
             repository=ModelRepository(settings.model.repository),

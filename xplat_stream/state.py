@@ -2,7 +2,8 @@
 
 Two kinds of record share one store and one changelog, told apart by the first byte of the key: ``w`` + user id holds
 a user's state, ``t`` + text hash holds a text with its vector. Both merge, so a store, a changelog and a paused
-worker's leftovers are reconciled in any order.
+worker's leftovers are reconciled in any order. A third key, ``b``, carries no state: whoever takes a partition over
+appends it to know where the changelog ends.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import msgspec
 
+from xplat_stream.window import FORMAT as WINDOW_FORMAT
 from xplat_stream.window import BehaviorWindow, WindowSpec
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 USER_PREFIX: Final = b"w"
 TEXT_PREFIX: Final = b"t"
+BARRIER_KEY: Final = b"b"
+"""Its records are tombstones: compaction keeps the last one at the most, and readers of state pass over them."""
+
 FORMAT: Final = 1
 _HEAD = Struct(">BBQIH")  # format, flags, revision, release, number of scores
 _PENDING: Final = 1
@@ -40,6 +45,32 @@ def text_key(text_hash: TextHash) -> bytes:
 def is_pending(packed: bytes) -> bool:
     """Tell from a packed user state, without unpacking it, whether the profile still has to be scored."""
     return bool(packed[1] & _PENDING)
+
+
+def check_record(key: bytes, value: bytes) -> None:
+    """See that a changelog record is of a kind and format known here, far cheaper than unpacking a user's state.
+
+    Raises `ValueError`.
+    """
+    if key.startswith(USER_PREFIX):
+        _scores_end(value)
+    elif key.startswith(TEXT_PREFIX):
+        TextEntry.unpack(value)
+    else:
+        message = f"a record is of the unknown kind {key[:1]!r}; expected {USER_PREFIX!r} or {TEXT_PREFIX!r}"
+        raise ValueError(message)
+
+
+def _scores_end(packed: bytes) -> int:
+    """Return where the window begins in a user's packed state. Raises `ValueError` where the formats are others."""
+    if len(packed) < _HEAD.size or packed[0] != FORMAT:
+        message = f"user state of {len(packed)} bytes has format {packed[:1].hex()}; expected {FORMAT:02x}"
+        raise ValueError(message)
+    end = _HEAD.size + 2 * int.from_bytes(packed[_HEAD.size - 2 : _HEAD.size], "big")
+    if len(packed) <= end or packed[end] != WINDOW_FORMAT:
+        message = f"window format is {packed[end : end + 1].hex() or 'absent'}; expected {WINDOW_FORMAT:02x}"
+        raise ValueError(message)
+    return end
 
 
 class Publication(NamedTuple):
@@ -98,14 +129,8 @@ class UserState(NamedTuple):
     @classmethod
     def unpack(cls, spec: WindowSpec, packed: bytes) -> Self:
         """Read a changelog value. Raises `ValueError` for an unknown format or a wrong length."""
-        if len(packed) < _HEAD.size or packed[0] != FORMAT:
-            message = f"user state of {len(packed)} bytes has format {packed[:1].hex()}; expected {FORMAT:02x}"
-            raise ValueError(message)
+        scores_end = _scores_end(packed)
         _, flags, revision, release, count = _HEAD.unpack_from(packed)
-        scores_end = _HEAD.size + 2 * count
-        if len(packed) < scores_end:
-            message = f"user state of {len(packed)} bytes ends inside its {count} scores"
-            raise ValueError(message)
         scores = unpack_from(f">{count}H", packed, _HEAD.size)
         return cls(
             BehaviorWindow.from_bytes(spec, packed[scores_end:]),

@@ -128,7 +128,11 @@ class BehaviorWindow:
 
     def merge(self, other: Self) -> Self:
         """Return the union of two windows of the same user, truncated."""
-        return self.fold((platform, row) for platform, rows in other._platforms.items() for row in rows)
+        platforms = dict(self._platforms)
+        for platform, rows in other._platforms.items():
+            mine = platforms.get(platform)
+            platforms[platform] = rows if mine is None or mine == rows else sorted({*mine, *rows})
+        return type(self)(self.spec, platforms)
 
     def _truncated(self, platforms: dict[str, list[Row]]) -> dict[str, list[Row]]:
         if not platforms:

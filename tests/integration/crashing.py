@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import time
 from typing import Any
 
 from streams.app import app
@@ -11,16 +13,27 @@ from streams.pipeline import Pipeline
 
 __all__ = ["app"]
 
-_admit = Pipeline.admit
+_admit, _handle = Pipeline.admit, Pipeline.handle
 
 
 def _crashing(self: Pipeline, store: Any, partition: int, records: Any) -> Any:
     values = b"".join(record.value or b"" for record in records)
     if os.environ["POISON"].encode() in values:
-        if os.environ["POISON"] == "POISON-SIGNAL":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        raise ZeroDivisionError(values[:100])
+        match os.environ["POISON"]:
+            case "POISON-SIGNAL":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "POISON-BLOCK":
+                time.sleep(1000)
+            case "POISON-EXCEPTION":
+                raise ZeroDivisionError(values[:100])
     return _admit(self, store, partition, records)
 
 
+async def _waiting(self: Pipeline, store: Any, partition: int, records: Any, **options: Any) -> int:
+    if os.environ["POISON"] == "POISON-WAIT" and any(b"POISON-WAIT" in (record.value or b"") for record in records):
+        await asyncio.Event().wait()
+    return await _handle(self, store, partition, records, **options)
+
+
 Pipeline.admit = _crashing  # type: ignore[method-assign]
+Pipeline.handle = _waiting  # type: ignore[method-assign]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -393,3 +394,25 @@ async def test_scores_do_not_depend_on_how_many_vectors_memory_holds(bench: Benc
         seen[vectors] = bench.profiles()[-1].data.interests
     assert len(tight.of(1)) <= 2
     assert [one.score for one in seen[tight]] == [one.score for one in seen[roomy]]
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_the_workers_clock_does_not_enter_the_state(
+    bench: Bench, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker an hour off writes the very same changelog: only event times and Kafka's times count."""
+    events = [make_event(user_id=USER) for _ in range(5)]
+    await bench.handle(*map(bench.record, events))
+    right = bench.states()
+
+    class Skewed(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) + timedelta(hours=hours)
+
+    monkeypatch.setattr("streams.pipeline.datetime", Skewed)
+    bench.outbox.sent.clear()
+    bench.store.close()
+    bench.store = type(bench.store)(bench.folder / "skewed", bench.spec, cached_users=10)
+    await bench.handle(*map(bench.record, events))
+    assert bench.states() == right

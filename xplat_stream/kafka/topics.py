@@ -6,8 +6,8 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from xplat_stream.errors import KafkaUnavailable, TopicMismatch
 
@@ -24,6 +24,10 @@ REKEYED: Final = "behavior.rekeyed.v1"
 _BEHAVIOR = re.compile(r"^behavior\.([a-z0-9][a-z0-9_-]{0,63})\.v1$")
 _NOT_PLATFORMS = frozenset({"rejected", "rekeyed"})
 _DAY_MS = 86_400_000
+CHANGELOG_DELETE_RETENTION_DAYS: Final = 7
+"""How long the changelog keeps a tombstone that compaction could remove: a worker that was away for half of it starts
+from an empty store, because what was erased meanwhile could live on in its old one."""
+
 ANSWER_S: Final = 10.0
 BEHAVIOR_MAX_BYTES: Final = 2 * 1024 * 1024
 """An oversize record reaches the worker and becomes a dead letter that says so, instead of a riddle at the producer."""
@@ -72,11 +76,12 @@ def topic_specs(settings: Settings, platforms: Iterable[str] | None = None) -> l
         "max.message.bytes": str(BEHAVIOR_MAX_BYTES),
     }
     compacted = {"cleanup.policy": "compact"}
+    changelog = {**compacted, "delete.retention.ms": str(CHANGELOG_DELETE_RETENTION_DAYS * _DAY_MS)}
     return [
         *(TopicSpec(behavior_topic(platform), True, kept) for platform in platforms or settings.platforms),
         TopicSpec(REKEYED, keyed_by_user=True, config=kept),
         TopicSpec(REJECTED, keyed_by_user=False, config={**kept, "max.message.bytes": str(REJECTED_MAX_BYTES)}),
-        TopicSpec(changelog_topic(settings.worker.app), keyed_by_user=True, config=compacted),
+        TopicSpec(changelog_topic(settings.worker.app), keyed_by_user=True, config=changelog),
         TopicSpec(PROFILES, keyed_by_user=True, config=compacted),
         TopicSpec(MODELS, keyed_by_user=False, config=compacted),
     ]
@@ -94,6 +99,28 @@ def partition_counts(settings: Settings) -> dict[str, int]:
     except KafkaException as error:
         raise kafka_unavailable(settings, error) from error
     return {name: len(metadata.partitions) for name, metadata in topics.items()}
+
+
+class TopicFacts(NamedTuple):
+    """What a broker says of one topic."""
+
+    topic_id: str
+    """Kafka's own id: a topic that is deleted and made again has another one."""
+    partitions: int
+    delete_retention_ms: int
+
+
+def topic_facts(settings: Settings, topic: str) -> TopicFacts:
+    """Return id, partition count and tombstone retention of a topic. Raises `KafkaUnavailable`."""
+    client = admin(settings)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+    try:
+        described = client.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_S)[topic].result()
+        config = client.describe_configs([resource], request_timeout=ANSWER_S)[resource].result()
+    except KafkaException as error:
+        raise kafka_unavailable(settings, error) from error
+    retention_ms = int(config["delete.retention.ms"].value)
+    return TopicFacts(str(described.topic_id), len(described.partitions), retention_ms)
 
 
 def platforms_on(settings: Settings) -> tuple[str, ...]:
