@@ -3,11 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 DEMO_SECONDS ?= 120
+CYCLES ?= 10
+STARTS ?= 50
+MINUTES ?= 30
+CHAOS = $(BIN)/python -m tests.chaos $(1) $(if $(SEED),--seed $(SEED))
 
-.PHONY: help setup lint test demo up down bench lock clean
+.PHONY: help setup lint test chaos fresh-groups soak demo up down bench lock clean
 
 help: ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make the virtual environment from the hashed lock file (Python 3.11 or 3.12, Linux x86-64)
 
@@ -24,6 +28,15 @@ demo: $(READY) ## Watch three platforms become profiles: stack, training, worker
 
 test: $(READY) ## Run every test against a real Kafka and a real Triton
 	$(BIN)/python -m pytest -q
+
+chaos: $(READY) ## Break things under load and ask the oracle (CYCLES=10 SEED=… FAULTS=kill,stop)
+	$(call CHAOS,cycles) --cycles $(CYCLES) $(if $(FAULTS),--faults $(FAULTS))
+
+fresh-groups: $(READY) ## Let workers join groups that never committed, while producers run (STARTS=50 SEED=…)
+	$(call CHAOS,fresh-groups) --starts $(STARTS)
+
+soak: $(READY) ## Stream at half load and watch memory, descriptors and stalls (MINUTES=30)
+	$(call CHAOS,soak) --minutes $(MINUTES)
 
 lint: $(READY) ## Check style, types and the direction of the arrows
 	$(BIN)/ruff check .
