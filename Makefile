@@ -8,7 +8,7 @@ STARTS ?= 50
 MINUTES ?= 30
 CHAOS = $(BIN)/python -m tests.chaos $(1) $(if $(SEED),--seed $(SEED))
 
-.PHONY: help setup lint test chaos fresh-groups soak demo up down bench lock clean
+.PHONY: help setup lint test chaos fresh-groups soak faults demo up down bench lock clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ fresh-groups: $(READY) ## Let workers join groups that never committed, while pr
 
 soak: $(READY) ## Stream at half load and watch memory, descriptors and stalls (MINUTES=30)
 	$(call CHAOS,soak) --minutes $(MINUTES)
+
+faults: $(READY) ## Run every test and write the results into docs/reference/faults.md
+	$(BIN)/python -m pytest -q --record-faults
 
 lint: $(READY) ## Check style, types and the direction of the arrows
 	$(BIN)/ruff check .
