@@ -9,7 +9,9 @@ import msgspec
 import pytest
 import typer.main
 
+from tests.integration.bad_input import BAD, GOOD
 from xplat_stream import cli
+from xplat_stream.adapters import REASONS
 from xplat_stream.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,3 +65,17 @@ def test_every_setting_is_in_the_reference(variable: str) -> None:
     group, _, field = variable.removeprefix("XPLAT_").lower().partition("__")
     text = written()
     assert variable in text or (field and f"{group}.{field}" in text)
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_every_reason_is_in_the_reference(reason: str) -> None:
+    """The page on events explains what each dead letter means."""
+    assert f"| `{reason}` |" in (ROOT / "docs" / "reference" / "events.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("kind", [*BAD, *GOOD])
+def test_every_kind_of_bad_input_has_a_row(kind: str) -> None:
+    """The page on bad input has a row for each kind that is sent to a worker, with the reason that the test expects."""
+    page = (ROOT / "docs" / "reference" / "bad-input.md").read_text("utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith("| `") and f"`{kind}`" in line.split(" | ")[0]]
+    assert kind in GOOD or f"| `{BAD[kind].reason}` |" in row
