@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 DEMO_SECONDS ?= 120
+SECONDS ?= 60
 
-.PHONY: help setup lint test demo up down bench lock clean
+.PHONY: help setup lint test fuzz demo up down bench lock clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +26,12 @@ demo: $(READY) ## Watch three platforms become profiles: stack, training, worker
 test: $(READY) ## Run every test against a real Kafka and a real Triton
 	$(BIN)/python -m pytest -q
 
+fuzz: $(READY) ## Fuzz everything that reads bytes from outside (SECONDS=60); what it finds lies in .xplat/fuzz
+	$(BIN)/uv pip install --quiet --require-hashes -r requirements/fuzz.txt
+	mkdir -p .xplat/fuzz/corpus
+	PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_admission.py .xplat/fuzz/corpus tests/fuzz/corpus \
+	  -max_total_time=$(SECONDS) -max_len=40000 -timeout=5 -rss_limit_mb=1024 -artifact_prefix=.xplat/fuzz/
+
 lint: $(READY) ## Check style, types and the direction of the arrows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,6 +49,7 @@ bench: $(READY) ## Measure this machine beside stock Faust
 
 lock: $(READY) ## Resolve the lock files again
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-build requirements/uv.in -o requirements/uv.txt
+	$(BIN)/uv pip compile --quiet --generate-hashes --no-build requirements/fuzz.in -o requirements/fuzz.txt
 	for extra in dev worker trainer; do \
 	  $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-build --upgrade \
 	    --extra $$extra pyproject.toml -o requirements/$$extra.txt; \
