@@ -82,7 +82,9 @@ def _items() -> list[Item]:
                     user_id=UserId(user),
                     platform=("shop", "video")[nth % 2],
                     action=("view", "like")[nth // 5],
-                    object=Object(id=str(nth), type="video", title=("", "film", "shoes", "tea")[nth % 4], tags=("one",)),
+                    object=Object(
+                        id=str(nth), type="video", title=("", "film", "shoes", "tea")[nth % 4], tags=("one",)
+                    ),
                     occurred_at=Millis(RECEIVED_MS + hours * HOUR_MS - HOUR_MS * 4),
                 )
                 items.append(_item(event.platform, user, encode_event(event)))
@@ -253,9 +255,7 @@ class InlineVectors(TextVectors):
         if absent := self.missing(release.encoder, entries):
             await self._encode(release, {one: entries[one].text for one in absent})
         held = self.of(release.encoder)
-        return {
-            one: TextEntry(entry.text, entry.labels, release.encoder, held[one]) for one, entry in entries.items()
-        }
+        return {one: TextEntry(entry.text, entry.labels, release.encoder, held[one]) for one, entry in entries.items()}
 
 
 class WorldOutbox:

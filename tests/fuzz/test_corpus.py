@@ -43,7 +43,9 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=5,
 )
-BENT = JSON | st.sampled_from(["#", "a#b", "%23", "1970-01-01T00:00:00Z", "9999-12-31T23:59:59.9999-23:59", "1.0", 2**64])
+BENT = JSON | st.sampled_from(
+    ["#", "a#b", "%23", "1970-01-01T00:00:00Z", "9999-12-31T23:59:59.9999-23:59", "1.0", 2**64]
+)
 
 
 @given(st.sampled_from(_places(GOOD)[1:]), BENT, st.sampled_from(["u", "", "v"]))

@@ -175,7 +175,18 @@ def test_production_histories() -> None:
 
     lived = histories_in(PRODUCTION_S, live)
     print(f"\nproduction code: {lived / PRODUCTION_S:,.0f} histories a second")  # noqa: T201 - a figure to report
-    for step in ("restore", "admit", "fold", "write", f"send {CHANGELOG}", "encode", "score", "confirm", "ack", "commit"):
+    for step in (
+        "restore",
+        "admit",
+        "fold",
+        "write",
+        f"send {CHANGELOG}",
+        "encode",
+        "score",
+        "confirm",
+        "ack",
+        "commit",
+    ):
         assert steps[f"before {step}"] > steps[f"after {step}"] > 0, f"nobody crashed inside {step}"
 
 
@@ -305,6 +316,7 @@ def test_a_broken_worker_is_found_out(name: str) -> None:
     with pytest.raises(AssertionError):
         histories_in(60, lambda pick: play(World(pick, _broken(name))))
 
+
 # ---- found by these machines, and not mended yet ---------------------------------------------------------------------
 
 
@@ -332,7 +344,9 @@ def _last_write(world: World) -> int:
     worker.handle({GOOD[0].topic: 4}, commit=True)
     worker.go()
     names = worker.steps.names
-    return max(number for number, name in enumerate(names, 1) if name == "after write" and "confirm" not in names[:number])
+    return max(
+        number for number, name in enumerate(names, 1) if name == "after write" and "confirm" not in names[:number]
+    )
 
 
 @pytest.mark.xfail(reason="a position passes over records of another writer", raises=AssertionError, strict=True)
@@ -419,7 +433,9 @@ class Delivery(RuleBasedStateMachine):
         """The worker that stood still longest goes on."""
         self.world.wake(self.world.paused[0], most)
 
-    @precondition(lambda self: not any(record.stale for held in self.world.topics.values() for record in held if record))
+    @precondition(
+        lambda self: not any(record.stale for held in self.world.topics.values() for record in held if record)
+    )
     @rule(partition=partitions)
     def compact(self, partition: int) -> None:
         """Kafka compacts the changelog. Not after a stale record: what that can cost is told in delivery.md."""

@@ -207,7 +207,7 @@ async def test_stopping_the_flow_waits_for_the_fetch_under_way(
 
     monkeypatch.setattr(type(consumer).__mro__[1], "_getmany", getmany)
     consumer.resume_partitions({SHOP})
-    fetch = asyncio.create_task(consumer._wait_nextraw_records(1.0))
+    fetch = asyncio.create_task(consumer._wait_next_records(1.0))
     await asyncio.sleep(0)
     consumer.stop_flow()
     waiting = asyncio.create_task(consumer.wait_for_stopped_flow())
