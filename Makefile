@@ -46,6 +46,7 @@ down: $(READY) ## Stop them; data stays in .xplat/
 
 bench: $(READY) ## Measure this machine beside stock Faust
 	$(BIN)/xplat bench fold
+	$(BIN)/xplat bench recovery
 
 lock: $(READY) ## Resolve the lock files again
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-build requirements/uv.in -o requirements/uv.txt

@@ -31,6 +31,26 @@ def fold(
     result = bench_fold(
         events=events, stock_events=stock_events, users=users, report=lambda line: _console.print(line, highlight=False)
     )
+    _show(result, json=json)
+
+
+@app.command()
+def recovery(
+    users: Annotated[int, typer.Option(min=1000, help="Users in the worker's changelog.")] = 400_000,
+    stock_users: Annotated[int, typer.Option(min=1000, help="Users for stock Faust, which is slow.")] = 40_000,
+    rows: Annotated[int, typer.Option(min=1, max=50, help="Events in each window.")] = 20,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Changelog → an empty state folder rebuilt; beside stock Faust tables."""
+    from benchmarks.recovery import bench_recovery
+
+    result = bench_recovery(
+        users=users, stock_users=stock_users, rows=rows, report=lambda line: _console.print(line, highlight=False)
+    )
+    _show(result, json=json)
+
+
+def _show(result: msgspec.Struct, *, json: bool) -> None:
     if json:
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
     else:

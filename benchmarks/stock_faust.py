@@ -1,6 +1,6 @@
 """The peer: faust-streaming as its documentation shows it, a Table in RocksDB that keeps the last 50 of each user.
 
-Run by `xplat bench fold` as ``faust -A benchmarks.stock_faust worker``. No output topic: it is given that advantage.
+Run by `xplat bench` as ``faust -A benchmarks.stock_faust worker``. No output topic: it is given that advantage.
 """
 
 from __future__ import annotations

@@ -11,10 +11,12 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import faust
+from aiokafka.errors import IllegalStateError
 
 from streams.consumer import ChunkSchema, OwnerAssignor, transport_for
 from streams.worker import Worker
 from xplat_stream.errors import KafkaUnavailable
+from xplat_stream.kafka.log import spans
 from xplat_stream.kafka.topics import REKEYED, behavior_topic, check_topics, platforms_on
 from xplat_stream.settings import load_settings
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("xplat.worker")
 
 _FETCH_BYTES: Final = 4 * 1024 * 1024
+_LAG_INTERVAL_S: Final = 10.0
 
 
 def create_app(settings: Settings) -> faust.App:
@@ -67,6 +70,7 @@ def create_app(settings: Settings) -> faust.App:
     @app.task
     async def watch(*_: Any) -> None:
         worker.run(_watch_platforms(app, settings), "platforms")
+        worker.run(_watch_lag(app, worker, settings), "lag")
 
     return app
 
@@ -120,6 +124,29 @@ async def _watch_platforms(app: faust.App, settings: Settings) -> None:
             for one in read:
                 one.topics = [*one.topics, *new]
             await app.consumer.subscribe(await app.topics._update_indices())  # noqa: SLF001 - held by the contract test
+
+
+async def _watch_lag(app: faust.App, worker: Worker, settings: Settings) -> None:
+    """Say whether records wait that were not fetched: a fetcher that died without a word is found out by it."""
+    every_s = min(_LAG_INTERVAL_S, settings.worker.stall_timeout_s / 4)
+    while True:
+        await asyncio.sleep(every_s)
+        if app.rebalancing:
+            continue
+        assigned = app.consumer.assignment()
+        try:
+            held = await asyncio.to_thread(spans, settings, sorted({tp.topic for tp in assigned}))
+        except KafkaUnavailable:
+            worker.behind = False  # nothing can be fetched; that is no stall
+            continue
+        ends = {(span.topic, span.partition): span.end for span in held}
+        try:
+            async with asyncio.timeout(every_s):
+                reached = {tp: await app.consumer.position(tp) for tp in assigned}
+        except (TimeoutError, IllegalStateError):  # the consumer's thread does not answer, or the assignment is over
+            worker.behind = not app.rebalancing
+            continue
+        worker.behind = any(ends.get((tp.topic, tp.partition), 0) > (at or 0) for tp, at in reached.items())
 
 
 app = create_app(load_settings())

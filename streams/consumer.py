@@ -22,6 +22,8 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
+from xplat_stream.errors import OffsetGap
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -39,6 +41,8 @@ class Chunk(ConsumerMessage):
     """A run of records of one partition, in offset order. `value` is the list; `offset` is the last one's."""
 
     value: list[ConsumerRecord]
+    start: int
+    """The offset up to which everything before this chunk is done once the chunks before it are."""
 
 
 class ChunkSchema(faust.Schema):
@@ -109,6 +113,7 @@ class ChunkConsumer(driver.Consumer):
             tp,
             generation_id=generation,
         )
+        chunk.start = first if expected is None else expected
         # Noted before the wait: a seek that happens meanwhile has the last word. And the wait ends with the flow,
         # because a rebalance empties the agent's queue without waking whoever waits for room in it.
         self._read_offset[tp] = last.offset + 1
@@ -128,9 +133,17 @@ class ChunkConsumer(driver.Consumer):
         return False
 
     def ack(self, message: Any) -> bool:
-        """Note that everything up to the end of this chunk is done, unless its assignment is over."""
+        """Note that everything up to the end of this chunk is done, unless its assignment is over.
+
+        Raises `OffsetGap` when the chunk does not begin where the last one ended: committing it would skip records.
+        """
         if message.acked or message.generation_id != self.app.consumer_generation_id:
             return False
+        done = self._processed.get(message.tp)
+        if done is not None and message.start > done:
+            where = f"{message.tp.topic}[{message.tp.partition}]"
+            gap = f"{where} was handled from {message.start} on, but only up to {done}"
+            raise OffsetGap(gap)
         message.acked = True
         self._unacked_messages.discard(message)
         self._processed[message.tp] = message.offset + 1
@@ -162,6 +175,7 @@ class ChunkConsumer(driver.Consumer):
             for tp in fresh:
                 await self.seek(tp, starts[tp])
                 committed[tp] = starts[tp]
+        self._processed.update({tp: offset for tp, offset in committed.items() if offset is not None})
         return committed
 
 

@@ -10,19 +10,29 @@ import asyncio
 import logging
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from streams.suspects import Suspects, note_in_hand
+from xplat_stream.errors import XplatError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from aiokafka import ConsumerRecord
 
     from streams.metrics import Metrics
     from streams.pipeline import Pipeline
     from streams.recovery import Recovery
     from streams.store import PartitionStore
-    from xplat_stream.settings import Settings
+    from xplat_stream.event import UserId
+    from xplat_stream.settings import Settings, WorkerSettings
 
 log = logging.getLogger("xplat.worker")
 
+_RESCORED_TOGETHER: Final = 256
+_RESCORE_SOON_S: Final = 0.05
+_RESCORE_LATER_S: Final = 1.0
 _WAITING_CHUNKS: Final = 4
 """Chunks a lane holds before the fetcher has to wait: memory is bounded by this times the fetch size."""
 
@@ -30,11 +40,19 @@ _WAITING_CHUNKS: Final = 4
 class Lane:
     """The queue, the store and the task of one partition."""
 
-    def __init__(self, partition: int, store: PartitionStore, pipeline: Pipeline, *, chunk_events: int) -> None:
+    def __init__(
+        self, partition: int, store: PartitionStore, pipeline: Pipeline, suspects: Suspects, *, settings: WorkerSettings
+    ) -> None:
         self.partition = partition
         self.store = store
+        self.busy = False
+        """Whether a chunk is in hand."""
         self._pipeline = pipeline
-        self._chunk_events = chunk_events
+        self._suspects = suspects
+        self._chunk_events = settings.chunk_events
+        self._folder = Path(settings.datadir)
+        self._rescored_up_to: UserId | None = None
+        self._rescore_in_s = _RESCORE_SOON_S
         self._waiting: asyncio.Queue[Any] = asyncio.Queue(_WAITING_CHUNKS)
 
     async def put(self, event: Any) -> None:
@@ -47,16 +65,59 @@ class Lane:
             self._waiting.get_nowait()
 
     async def run(self) -> None:
-        """Handle chunks until cancelled. Whatever is raised in here must stop the worker."""
+        """Handle chunks until cancelled, and score again what is degraded. Whatever is raised must stop the worker."""
         while True:
-            events = [await self._waiting.get()]
-            records = list(events[0].value)
-            while not self._waiting.empty() and len(records) < self._chunk_events:
-                events.append(self._waiting.get_nowait())
-                records += events[-1].value
-            self.store.reached(await self._pipeline.handle(self.store, self.partition, records))
-            for event in events:
-                event.ack()
+            events = await self._next()
+            if events:
+                self.busy = True
+                await self._handle([record for event in events for record in event.value])
+                for event in events:
+                    event.ack()
+                self.busy = False
+            if self.store.has_pending:
+                await self._rescore()
+
+    async def _next(self) -> list[Any]:
+        """Return what waits, up to the size of a chunk; nothing when it is time to score something again."""
+        try:
+            async with asyncio.timeout(self._rescore_in_s if self.store.has_pending else None):
+                events = [await self._waiting.get()]
+        except TimeoutError:
+            return []
+        size = len(events[0].value)
+        while not self._waiting.empty() and size < self._chunk_events:
+            events.append(self._waiting.get_nowait())
+            size += len(events[-1].value)
+        return events
+
+    async def _handle(self, records: list[ConsumerRecord]) -> None:
+        if not self._suspects:
+            await self._try(records)
+            return
+        async with self._suspects.alone:
+            for part in [[record] for record in records] if self._suspects.careful(records) else [records]:
+                await self._try(part, condemned=len(part) == 1 and self._suspects.condemned(part[0]))
+            # Not before all are through: a crash in between reads the ones before again.
+            self._suspects.acquit(records)
+
+    async def _try(self, records: list[ConsumerRecord], *, condemned: bool = False) -> None:
+        note_in_hand(self._folder, self.partition, records)
+        try:
+            position = await self._pipeline.handle(self.store, self.partition, records, condemned=condemned)
+        except (XplatError, OSError):
+            raise  # no record's fault
+        except Exception:
+            self._suspects.blame(records)
+            raise
+        note_in_hand(self._folder, self.partition, ())
+        self.store.reached(position)
+
+    async def _rescore(self) -> None:
+        users = self.store.pending(limit=_RESCORED_TOGETHER, after=self._rescored_up_to)
+        self._rescored_up_to = users[-1] if users else None
+        position = await self._pipeline.rescore(self.store, self.partition, users)
+        self.store.reached(position)
+        self._rescore_in_s = _RESCORE_SOON_S if position else _RESCORE_LATER_S
 
 
 class Lanes:
@@ -76,6 +137,7 @@ class Lanes:
         self._metrics = metrics
         self._recovery = recovery
         self._on_failure = on_failure
+        self._suspects = Suspects(Path(settings.worker.datadir))
         self._over = threading.Event()  # set when the partitions taken over last are to be let go
         self._lanes: dict[int, Lane] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -84,6 +146,11 @@ class Lanes:
     def stores(self) -> list[PartitionStore]:
         """The stores of the partitions owned now."""
         return [lane.store for lane in self._lanes.values()]
+
+    @property
+    def busy(self) -> bool:
+        """Whether any chunk is in hand."""
+        return any(lane.busy for lane in list(self._lanes.values()))
 
     async def put(self, event: Any) -> None:
         """Queue a chunk in the lane of its partition; one that is not owned any more is dropped unacknowledged."""
@@ -127,7 +194,7 @@ class Lanes:
             return
         for partition, store in stores.items():
             self._lanes[partition] = Lane(
-                partition, store, self._pipeline, chunk_events=self._settings.worker.chunk_events
+                partition, store, self._pipeline, self._suspects, settings=self._settings.worker
             )
         for lane in self._lanes.values():
             task = asyncio.create_task(lane.run(), name=f"lane-{lane.partition}")
@@ -135,7 +202,7 @@ class Lanes:
             self._tasks.append(task)
         self._metrics.partitions = wanted
         log.info(
-            "owns partitions %s, %d changelog records restored in %.1f s",
+            "owns partitions %s, %d changelog records restored in %.2f s",
             wanted,
             self._metrics.restored,
             time.monotonic() - started,

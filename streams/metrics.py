@@ -21,6 +21,9 @@ class Metrics(msgspec.Struct):
     withheld: int = 0
     """Events of users who did not consent to personalization."""
     late: int = 0
+    """Events older than the horizon: they changed nothing."""
+    repaired: int = 0
+    """Windows that events out of order changed behind their newest one."""
     rekeyed: int = 0
     rejected: dict[str, int] = msgspec.field(default_factory=Counter)
     """Dead letters by reason."""
@@ -28,6 +31,14 @@ class Metrics(msgspec.Struct):
     """Profiles published."""
     unscored: int = 0
     """Profiles published before any release was there."""
+    degraded: int = 0
+    """Profiles published with their last good scores, because scoring was not to be had."""
+    rescored: int = 0
+    """Profiles scored later, when it was."""
+    silent: list[str] = msgspec.field(default_factory=list)
+    """Platforms from which nothing comes at present."""
+    restarts: int = 0
+    """How often the supervisor has started this worker again."""
     texts_seen: int = 0
     """Texts that scoring needed, window by window."""
     texts_encoded: int = 0

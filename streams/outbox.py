@@ -10,11 +10,12 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from xplat_stream.errors import DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from aiokafka.structs import RecordMetadata
 
@@ -50,9 +51,10 @@ class Delivery:
 class Outbox:
     """Everything the worker publishes goes through here."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, check_lease: Callable[[], None] = lambda: None) -> None:
         self._settings = settings
         self._timeout_s = settings.worker.publish_timeout_s
+        self._check_lease = check_lease
         self._producer: AIOKafkaProducer
 
     async def start(self) -> None:
@@ -79,7 +81,11 @@ class Outbox:
     async def send_with_headers(
         self, topic: str, partition: int, records: Iterable[tuple[bytes | None, bytes | None, Headers]]
     ) -> Delivery:
-        """Like `send`, each record with headers of its own."""
+        """Like `send`, each record with headers of its own.
+
+        Raises `LostLease`: what a worker that stood still for too long wants to write may be out of date.
+        """
+        self._check_lease()
         futures: list[asyncio.Future[RecordMetadata]] = []
         counts: list[int] = []
         batch = self._producer.create_batch()
@@ -95,10 +101,18 @@ class Outbox:
         return Delivery(futures, counts)
 
     async def confirm(self, deliveries: Iterable[Delivery]) -> list[int]:
-        """Wait for all deliveries. Raises `DeliveryError` when Kafka does not confirm them in time."""
+        """Wait for all deliveries. Raises `DeliveryError` when Kafka refuses them or does not confirm them in time.
+
+        A record that is too large for Kafka raises what aiokafka says: not the broker is at fault but the record.
+        """
         try:
             async with asyncio.timeout(self._timeout_s):
                 return list(await asyncio.gather(*(delivery.confirmed() for delivery in deliveries)))
         except TimeoutError as error:
             message = f"Kafka did not acknowledge this chunk's records within {self._timeout_s:.0f} s"
+            raise DeliveryError(message, left=-1) from error
+        except MessageSizeTooLargeError:
+            raise
+        except KafkaError as error:
+            message = f"Kafka refused this chunk's records: {type(error).__name__}: {error}"
             raise DeliveryError(message, left=-1) from error

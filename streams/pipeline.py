@@ -2,47 +2,56 @@
 
 The order of the steps *is* the delivery promise:
 
-    decode and admit ▸ fold ▸ one RocksDB batch ▸ changelog ▸ texts ▸ encoder ▸ head ▸ profiles ▸ await all ▸ ack
+    decode and admit ▸ fold ▸ one RocksDB batch ▸ changelog ▸ texts ▸ encoder ▸ head ▸ await ▸ profiles ▸ await ▸ ack
 
 A crash anywhere in between leaves the chunk unacknowledged; it is read again and, a window being a set, changes
 nothing that it changed already. A record is never skipped: what cannot be admitted becomes a dead letter that is
-awaited like everything else, and any other exception leaves this page and stops the worker.
+awaited like everything else, and any other exception leaves this page and stops the worker. Only the model server may
+fail without stopping anything: windows go on, profiles say ``degraded``, and the users are scored again later.
 """
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from xplat_stream.adapters import admit
-from xplat_stream.errors import RejectedEvent
-from xplat_stream.event import TextHash, hash_text, item_text
+from xplat_stream.errors import InvalidScores, RejectedEvent, TritonUnavailable
+from xplat_stream.event import TextHash, UserId, hash_text, item_text
 from xplat_stream.kafka.codec import Origin, dead_letter, encode_profile, first_read, rekeyed_headers
 from xplat_stream.kafka.consumer import partition_for
 from xplat_stream.kafka.topics import PROFILES, REJECTED, REKEYED, changelog_topic, platform_of
-from xplat_stream.profile import scored_profile, unscored_profile
+from xplat_stream.profile import ModelRef, degraded_profile, scored_profile, unscored_profile
 from xplat_stream.serving.features import head_inputs
 from xplat_stream.state import TextEntry, UserState
 from xplat_stream.window import Row, row_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from aiokafka import ConsumerRecord
 
     from streams.metrics import Metrics
     from streams.outbox import Delivery, Outbox
+    from streams.silence import Silence
     from streams.store import PartitionStore
-    from xplat_stream.event import Object, UserId
+    from xplat_stream.event import Object
     from xplat_stream.kafka.codec import Headers
+    from xplat_stream.profile import Profile
     from xplat_stream.serving.releases import Release
     from xplat_stream.serving.scorer import Scorer
     from xplat_stream.serving.texts import TextVectors
     from xplat_stream.settings import Settings
     from xplat_stream.taxonomy import Taxonomy
 
+log = logging.getLogger("xplat.worker")
+
 hash_of_text = lru_cache(maxsize=200_000)(hash_text)
+
+
+States = dict[UserId, UserState]
 
 
 class Admitted(NamedTuple):
@@ -69,6 +78,7 @@ class Pipeline:
         outbox: Outbox,
         scorer: Scorer,
         vectors: TextVectors,
+        silence: Silence,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -77,40 +87,70 @@ class Pipeline:
         self._outbox = outbox
         self._scorer = scorer
         self._vectors = vectors
+        self._silence = silence
         self._metrics = metrics
         self._changelog = changelog_topic(settings.worker.app)
         self._source = f"//{settings.worker.app}/worker"
         self.release: Release | None = None
         """The release that scores; None until the first one is announced."""
 
-    async def handle(self, store: PartitionStore, partition: int, records: Iterable[ConsumerRecord]) -> int:
+    async def handle(
+        self, store: PartitionStore, partition: int, records: Sequence[ConsumerRecord], *, condemned: bool = False
+    ) -> int:
         """Take records of one partition through every step. Returns the changelog position they reached.
 
-        When this returns, everything the records led to is acknowledged by Kafka.
+        When this returns, everything the records led to is acknowledged by Kafka. `condemned` records are not looked
+        at: they crashed the worker before, and become dead letters.
         """
         release = self.release
-        admitted = self.admit(store, partition, records)
-        self.fold(store, admitted)
-        deliveries = [await self._outbox.send(self._changelog, partition, store.write())]
-        deliveries += await self._send_aside(admitted)
-        entries = {one: entry for one, entry in admitted.texts.items() if not store.has_text(one)}
-        if release is not None and entries:
-            entries = await self._vectors.encode(release, entries)
-        if entries:
-            for text_hash, entry in entries.items():
-                store.put_text(text_hash, entry)
-            deliveries.append(await self._outbox.send(self._changelog, partition, store.write()))
-        profiles = await self._profiles(store, admitted.users, release)
-        deliveries.append(await self._outbox.send(PROFILES, partition, profiles))
-        ends = await self._outbox.confirm(deliveries)
+        admitted = self._condemn(records) if condemned else self.admit(store, partition, records)
+        repaired = self.fold(store, admitted)
+        logged = [await self._log(store, partition)]
+        aside = await self._send_aside(admitted)
+        await self._keep_texts(store, admitted.texts, release)
+        logged.append(await self._log(store, partition))
+        states = {user_id: store.user(user_id) for user_id in admitted.users}
+        profiles = await self._profiles(store, states, repaired, release)
+        logged.append(await self._log(store, partition))
+        # The changelog first: a revision that consumers have seen is one that a lost host gets back.
+        ends = await self._outbox.confirm([*logged, *aside])
+        await self._publish(partition, profiles, admitted.users)
         self._vectors.forget_oldest()
         self._metrics.chunks += 1
-        self._metrics.updates += len(profiles)
-        return max(ends[0], ends[-2] if entries else 0)
+        return max(ends[: len(logged)])
 
-    def admit(self, store: PartitionStore, partition: int, records: Iterable[ConsumerRecord]) -> Admitted:
+    async def rescore(self, store: PartitionStore, partition: int, users: Sequence[UserId]) -> int:
+        """Score users whose profiles are degraded, and publish them.
+
+        Returns the changelog position reached, 0 when nobody could be scored. A model server that is away leaves them
+        as they are; so does one that answers nonsense for them, and only for those: the others are scored in smaller
+        parts.
+        """
+        release = self.release
+        states = {user_id: _next_revision(state) for user_id in users if (state := store.user(user_id)).pending}
+        if release is None or not states:
+            return 0
+        try:
+            scores = await self._scores(store, states, release)
+        except TritonUnavailable:
+            return 0
+        except InvalidScores as error:
+            if len(users) == 1:
+                log.warning("a window cannot be scored, its profile stays degraded: %s", error)
+                return 0
+            half = len(users) // 2
+            ends = [await self.rescore(store, partition, part) for part in (users[:half], users[half:])]
+            return max(ends)
+        profiles = self._scored(store, states, scores, (), release)
+        (end,) = await self._outbox.confirm([await self._log(store, partition)])
+        await self._publish(partition, profiles, {user_id: state.window.end for user_id, state in states.items()})
+        self._metrics.rescored += len(profiles)
+        return end
+
+    def admit(self, store: PartitionStore, partition: int, records: Sequence[ConsumerRecord]) -> Admitted:
         """Sort records into admitted events by user, dead letters, and strays for other partitions."""
         found = Admitted({}, {}, {}, [], {})
+        self._silence.hear(filter(None, map(platform_of, {record.topic for record in records})))
         additions, users, texts = found.additions, found.users, found.texts
         for record in records:
             topic, received_at_ms = record.topic, record.timestamp
@@ -121,9 +161,7 @@ class Pipeline:
                     record.key, record.value, platform=platform_of(topic) or "", received_at_ms=received_at_ms
                 )
             except RejectedEvent as rejection:
-                origin = Origin(record.topic, record.partition, record.offset, record.timestamp)
-                found.letters.append((record.key, *dead_letter(record.value, rejection, origin)))
-                self._metrics.rejected[rejection.reason] = self._metrics.rejected.get(rejection.reason, 0) + 1
+                self._reject(found, record, rejection)
                 continue
             self._metrics.events += 1
             if event is None:
@@ -147,18 +185,34 @@ class Pipeline:
             users[user_id] = received_at_ms
         return found
 
-    def fold(self, store: PartitionStore, admitted: Admitted) -> None:
+    def _condemn(self, records: Iterable[ConsumerRecord]) -> Admitted:
+        found = Admitted({}, {}, {}, [], {})
+        for record in records:
+            self._reject(found, record, RejectedEvent("crash", "handling it crashed the worker three times in a row"))
+        return found
+
+    def _reject(self, found: Admitted, record: ConsumerRecord, rejection: RejectedEvent) -> None:
+        origin = Origin(record.topic, record.partition, record.offset, record.timestamp)
+        found.letters.append((record.key, *dead_letter(record.value, rejection, origin)))
+        self._metrics.rejected[rejection.reason] = self._metrics.rejected.get(rejection.reason, 0) + 1
+
+    def fold(self, store: PartitionStore, admitted: Admitted) -> set[UserId]:
         """Fold every user's events into the window and take the next revision.
 
         Every touched user is written, also when nothing changed: after a crash the store may hold this chunk already
-        while the changelog does not.
+        while the changelog does not. Returns the users whose past was repaired: the window changed, and only behind
+        its newest event.
         """
+        repaired = set()
         for user_id, additions in admitted.additions.items():
-            state = store.user(user_id)
-            window = state.window.fold(additions)
-            self._metrics.late += window.count_late(additions)
-            publication = state.publication._replace(revision=state.publication.revision + 1)
-            store.put_user(user_id, UserState(window, publication))
+            before = store.user(user_id)
+            state = _next_revision(UserState(before.window.fold(additions), before.publication))
+            self._metrics.late += state.window.count_late(additions)
+            if before.window.is_repaired_by(additions) and state.window != before.window:
+                repaired.add(user_id)
+            store.put_user(user_id, state)
+        self._metrics.repaired += len(repaired)
+        return repaired
 
     async def _send_aside(self, admitted: Admitted) -> list[Delivery]:
         deliveries = []
@@ -168,30 +222,83 @@ class Pipeline:
             deliveries.append(await self._outbox.send_with_headers(REKEYED, home, strays))
         return deliveries
 
-    async def _profiles(
-        self, store: PartitionStore, users: dict[UserId, int], release: Release | None
-    ) -> list[tuple[bytes, bytes]]:
-        """Score the touched users and return their profile records."""
-        states = {user_id: store.user(user_id) for user_id in users}
-        if release is None:
-            self._metrics.unscored += len(users)
-            profiles = {
-                user_id: unscored_profile(user_id, state.window, state.publication.revision, self._taxonomy)
-                for user_id, state in states.items()
-            }
-        else:
-            await self._bring_vectors(store, states, release)
-            inputs = head_inputs(
-                [state.window for state in states.values()],
-                self._vectors.of(release.encoder),
-                platforms=release.manifest.platforms,
-                width=release.manifest.width,
-                max_events=release.manifest.max_events,
+    async def _log(self, store: PartitionStore, partition: int) -> Delivery:
+        """Make the store's changes durable here and hand them to the changelog."""
+        return await self._outbox.send(self._changelog, partition, store.write())
+
+    async def _publish(self, partition: int, profiles: Iterable[Profile], since_ms: Mapping[UserId, int]) -> None:
+        """Publish profiles and wait until Kafka has them. `since_ms`: from when each user's latency counts."""
+        now = datetime.now(UTC)
+        now_ms = now.timestamp() * 1000
+        records = [
+            (
+                profile.user_id.encode(),
+                encode_profile(
+                    profile, source=self._source, published_at=now, latency_ms=round(now_ms - since_ms[profile.user_id])
+                ),
             )
-            scores = (await self._scorer.score(release, inputs)).tolist()
-            profiles = {}
-            for (user_id, state), user_scores in zip(states.items(), scores, strict=True):
-                profiles[user_id] = scored_profile(
+            for profile in profiles
+        ]
+        await self._outbox.confirm([await self._outbox.send(PROFILES, partition, records)])
+        self._metrics.updates += len(records)
+
+    async def _keep_texts(
+        self, store: PartitionStore, texts: Mapping[TextHash, TextEntry], release: Release | None
+    ) -> None:
+        """Put texts the store lacks into it, with their vectors where there is a model server to make them."""
+        entries = {one: entry for one, entry in texts.items() if not store.has_text(one)}
+        if release is not None and entries:
+            try:
+                entries = await self._vectors.encode(release, entries)
+            except (TritonUnavailable, InvalidScores) as error:
+                log.debug("texts are kept without vectors: %s", error)
+        for text_hash, entry in entries.items():
+            store.put_text(text_hash, entry)
+
+    async def _profiles(
+        self, store: PartitionStore, states: States, repaired: Collection[UserId], release: Release | None
+    ) -> list[Profile]:
+        """Return the profiles of touched users: scored, or degraded while scoring is not to be had."""
+        if release is None:
+            self._metrics.unscored += len(states)
+            return [
+                unscored_profile(user_id, state.window, state.publication.revision, self._taxonomy)
+                for user_id, state in states.items()
+            ]
+        try:
+            scores = await self._scores(store, states, release)
+        except (TritonUnavailable, InvalidScores) as error:
+            log.debug("%d profiles are degraded: %s", len(states), error)
+            return self._degraded(store, states, repaired, release)
+        return self._scored(store, states, scores, repaired, release)
+
+    async def _scores(self, store: PartitionStore, states: States, release: Release) -> list[list[float]]:
+        """Return one list of label scores a user, in order. Raises `TritonUnavailable`, `InvalidScores`."""
+        await self._bring_vectors(store, states, release)
+        inputs = head_inputs(
+            [state.window for state in states.values()],
+            self._vectors.of(release.encoder),
+            platforms=release.manifest.platforms,
+            width=release.manifest.width,
+            max_events=release.manifest.max_events,
+        )
+        scores: list[list[float]] = (await self._scorer.score(release, inputs)).tolist()
+        return scores
+
+    def _scored(
+        self,
+        store: PartitionStore,
+        states: States,
+        scores: list[list[float]],
+        repaired: Collection[UserId],
+        release: Release,
+    ) -> list[Profile]:
+        """Return profiles with these scores, and keep the scores for the next comparison."""
+        silent = self._silence.silent()
+        profiles = []
+        for (user_id, state), user_scores in zip(states.items(), scores, strict=True):
+            profiles.append(
+                scored_profile(
                     user_id,
                     state.window,
                     state.publication,
@@ -200,22 +307,46 @@ class Pipeline:
                     model=release.ref,
                     known=self._vectors.known,
                     max_interests=self._settings.model.max_interests,
+                    cause="late" if user_id in repaired else "behavior",
+                    silent=silent,
                 )
-                published = state.publication.published(release.number, user_scores)
-                store.remember(user_id, UserState(state.window, published))
-        now = datetime.now(UTC)
-        now_ms = now.timestamp() * 1000
-        return [
-            (
-                user_id.encode(),
-                encode_profile(
-                    profile, source=self._source, published_at=now, latency_ms=round(now_ms - users[user_id])
-                ),
             )
-            for user_id, profile in profiles.items()
-        ]
+            published = UserState(state.window, state.publication.published(release.number, user_scores))
+            if state.pending:
+                store.put_user(user_id, published)
+            else:
+                store.remember(user_id, published)
+        return profiles
 
-    async def _bring_vectors(self, store: PartitionStore, states: dict[UserId, UserState], release: Release) -> None:
+    def _degraded(
+        self, store: PartitionStore, states: States, repaired: Collection[UserId], release: Release
+    ) -> list[Profile]:
+        """Return profiles with the last good scores, and note that these users are still to be scored."""
+        silent = self._silence.silent()
+        quoted = {one for state in states.values() for one in state.window.text_hashes()}
+        self._vectors.learn(store.texts(quoted - self._vectors.known.keys()))
+        profiles = []
+        for user_id, state in states.items():
+            publication = state.publication
+            profiles.append(
+                degraded_profile(
+                    user_id,
+                    state.window,
+                    publication,
+                    taxonomy=self._taxonomy,
+                    model=release.ref if publication.release == release.number else ModelRef(publication.release),
+                    known=self._vectors.known,
+                    max_interests=self._settings.model.max_interests,
+                    cause="late" if user_id in repaired else "behavior",
+                    silent=silent,
+                )
+            )
+            if not state.pending:
+                store.put_user(user_id, UserState(state.window, publication._replace(pending=True)))
+        self._metrics.degraded += len(profiles)
+        return profiles
+
+    async def _bring_vectors(self, store: PartitionStore, states: States, release: Release) -> None:
         """See that every text of these windows has a vector of the release's encoder in memory."""
         needed = {one for state in states.values() for one in state.window.text_hashes()}
         self._metrics.texts_seen += len(needed)
@@ -230,6 +361,10 @@ class Pipeline:
     @lru_cache(maxsize=200_000)  # noqa: B019 - one pipeline lives as long as the process
     def _labels(self, item: Object) -> tuple[str, ...]:
         return self._taxonomy.label_ids(iab=item.iab, categories=item.categories)
+
+
+def _next_revision(state: UserState) -> UserState:
+    return UserState(state.window, state.publication._replace(revision=state.publication.revision + 1))
 
 
 def _first_read(record: ConsumerRecord) -> tuple[str, int]:

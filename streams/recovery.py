@@ -26,7 +26,7 @@ from aiokafka.errors import KafkaError
 
 from streams.store import STORE_FORMAT, PartitionStore
 from xplat_stream.errors import DamagedState, DeliveryError, StateError
-from xplat_stream.kafka.log import read_span, spans
+from xplat_stream.kafka.log import committed, read_span, spans
 from xplat_stream.kafka.topics import changelog_topic, topic_facts
 from xplat_stream.state import BARRIER_KEY
 from xplat_stream.window import WindowSpec
@@ -93,12 +93,11 @@ class Recovery:
         wanted = sorted(set(partitions))
         if not wanted:
             return {}
-        facts = await asyncio.to_thread(topic_facts, self._settings, self._topic)
-        starts = {one.partition: one for one in await asyncio.to_thread(spans, self._settings, [self._topic])}
+        facts, changelogs = await asyncio.to_thread(self._found, wanted)
         ends = await self._barriers(wanted)
         if over.is_set():
             return {}
-        changelogs = [starts[partition]._replace(end=ends[partition]) for partition in wanted]
+        changelogs = [changelog._replace(end=ends[changelog.partition]) for changelog in changelogs]
         running = self._running = asyncio.ensure_future(asyncio.to_thread(self._restored_all, changelogs, facts, over))
         stores = await asyncio.shield(running)
         if self._running is not running:
@@ -115,6 +114,26 @@ class Recovery:
         if running is not None:
             with contextlib.suppress(Exception):  # told by `restore`
                 _close(await running)
+
+    def _found(self, partitions: list[int]) -> tuple[TopicFacts, list[Span]]:
+        """Return what the broker says of the changelog and of these partitions of it.
+
+        Raises `StateError` where one is empty although the group has committed offsets: a barrier is written before
+        anything is committed, so what those offsets led to is lost, and nothing would read it again.
+        """
+        facts = topic_facts(self._settings, self._topic)
+        changelogs = [one for one in spans(self._settings, [self._topic]) if one.partition in partitions]
+        empty = {one.partition for one in changelogs if one.end == 0}
+        for one in committed(self._settings) if empty else []:
+            if one.partition in empty and one.offset > 0:
+                raise StateError(
+                    f"the changelog is empty, but {one.topic} is committed up to {one.offset}",
+                    where=f"{self._topic}[{one.partition}]",
+                    expected="the state of everything that is committed",
+                    fix=f"If the topic was made again, stop all workers and delete the consumer group "
+                    f"{self._settings.worker.app}: the next start reads the behavior topics from their beginning.",
+                )
+        return facts, changelogs
 
     async def _barriers(self, partitions: list[int]) -> dict[int, int]:
         """Append a barrier to each partition of the changelog and return the offsets after them."""

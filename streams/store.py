@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING, Final
 from rocksdict import BlockBasedOptions, Cache, Options, Rdict, WriteBatch
 
 from xplat_stream.errors import DamagedState, StateError
-from xplat_stream.event import TextHash
+from xplat_stream.event import TextHash, UserId
 from xplat_stream.state import (
     BARRIER_KEY,
     TEXT_PREFIX,
+    USER_PREFIX,
     Publication,
     TextEntry,
     UserState,
     check_record,
+    is_pending,
     text_key,
     user_key,
 )
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from xplat_stream.event import UserId
     from xplat_stream.window import WindowSpec
 
 STORE_FORMAT: Final = 1
@@ -46,6 +47,7 @@ STORE_FORMAT: Final = 1
 
 _CHANGELOG_POSITION: Final = b"o"
 _IDENTITY: Final = b"i"
+_PENDING_PREFIX: Final = b"p"
 _LAST_WRITTEN: Final = b"a"
 _MEMTABLE_BYTES: Final = 16 << 20
 _BLOCK_CACHE_BYTES: Final = 32 << 20
@@ -120,10 +122,18 @@ class PartitionStore:
         self._cached_users = cached_users
         self._users: dict[UserId, UserState] = {}
         self._dirty: dict[bytes, bytes] = {}
+        self._pending: dict[bytes, bytes | None] = {}
         self._known_texts: set[TextHash] = set()
         self._position: int | None = None
         self._new = UserState(BehaviorWindow(spec), Publication())
         self._open()
+        self.has_pending = True
+        """Whether some profiles may still have to be scored. The index of them is local: a rebuild makes it again."""
+        try:
+            self.pending(limit=1)
+        except DamagedState:
+            self.close()
+            raise
 
     def user(self, user_id: UserId) -> UserState:
         """Return a user's state; an empty window for someone never seen."""
@@ -141,6 +151,21 @@ class PartitionStore:
         """Keep a user's new state, to be made durable by the next `write`."""
         self._users[user_id] = state
         self._dirty[user_key(user_id)] = state.pack()
+        self.has_pending = self.has_pending or state.pending
+        if self.has_pending:
+            self._pending[_PENDING_PREFIX + user_id.encode()] = b"" if state.pending else None
+
+    def pending(self, *, limit: int, after: UserId | None = None) -> list[UserId]:
+        """Return users whose profile still has to be scored, by id, beginning behind `after`; as last written."""
+        start = _PENDING_PREFIX + (after.encode() + b"\0" if after else b"")
+        found: list[UserId] = []
+        for key, _ in self._iterate(start):
+            if len(found) == limit or not key.startswith(_PENDING_PREFIX):
+                break
+            found.append(UserId(key[1:].decode()))
+        if not found and after is None:
+            self.has_pending = False
+        return found
 
     def remember(self, user_id: UserId, state: UserState) -> None:
         """Keep a state in memory only: it goes into the record that the user's next event writes."""
@@ -177,13 +202,14 @@ class PartitionStore:
     def write(self) -> list[Record]:
         """Make all changes durable in one RocksDB batch and return them for the changelog."""
         records = list(self._dirty.items())
-        changes: dict[bytes, bytes | None] = dict(records)
+        changes: dict[bytes, bytes | None] = {**dict(records), **self._pending}
         if self._position is not None:
             changes[_CHANGELOG_POSITION] = self._position.to_bytes(8, "big")
         if changes:
             self._write_stamped(changes)
         self._position = None
         self._dirty.clear()
+        self._pending.clear()
         self._forget_oldest()
         return records
 
@@ -237,10 +263,21 @@ class PartitionStore:
         for (key, values), held in zip(versions.items(), self._get_many(list(versions)), strict=True):
             if (merged := self._merged(key, held, values)) is not held:
                 changes[key] = merged
+        changes |= self._pending_of(changes)
         changes[_CHANGELOG_POSITION] = position.to_bytes(8, "big")
         self._write_stamped(changes)
         self._users.clear()
         return count
+
+    def _pending_of(self, changes: dict[bytes, bytes | None]) -> dict[bytes, bytes | None]:
+        """Return the index entries that belong to changed users; none while nobody is, or was, pending."""
+        users = {
+            key: value is not None and is_pending(value) for key, value in changes.items() if key[:1] == USER_PREFIX
+        }
+        self.has_pending = self.has_pending or any(users.values())
+        if not self.has_pending:
+            return {}
+        return {_PENDING_PREFIX + key[1:]: b"" if pending else None for key, pending in users.items()}
 
     def _merged(self, key: bytes, held: bytes | None, values: Sequence[bytes | None]) -> bytes | None:
         """Merge what is held under a key with what the changelog has of it, unpacking only where there are two."""
@@ -348,8 +385,8 @@ class PartitionStore:
             raise self._stopping(error) from error
 
     def _iterate(self, from_key: bytes) -> Iterator[tuple[bytes, bytes]]:
+        cursor = self._db.iter()
         try:
-            cursor = self._db.iter()
             cursor.seek(from_key)
             while cursor.valid():
                 yield cursor.key(), cursor.value()
@@ -357,6 +394,8 @@ class PartitionStore:
             cursor.status()  # a cursor that meets damage ends as one that is through; only this tells them apart
         except Exception as error:
             raise self._stopping(error) from error
+        finally:
+            del cursor  # it keeps RocksDB open, also where only a traceback still knows it
 
     def _close(self) -> None:
         with contextlib.suppress(Exception):  # closed already; or cannot flush, and what it cannot lies in its log

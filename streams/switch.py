@@ -14,8 +14,9 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 
-from xplat_stream.errors import ReleaseError, XplatError
+from xplat_stream.errors import ReleaseError, TritonUnavailable, XplatError
 from xplat_stream.kafka.codec import ACTIVE_KEY, decode_announcement
 from xplat_stream.kafka.log import latest_value
 from xplat_stream.kafka.topics import MODELS
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from streams.pipeline import Pipeline
     from streams.store import PartitionStore
     from xplat_stream.kafka.codec import Announcement
+    from xplat_stream.serving.breaker import CircuitBreaker
     from xplat_stream.serving.releases import ModelRepository, Release
     from xplat_stream.serving.texts import TextVectors
     from xplat_stream.serving.triton import TritonScorer
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("xplat.worker")
 
+_RETRY_S: Final = 2.0
 _WARM_BATCH: Final = 16
 """Texts re-encoded between two chances for live traffic to be scored."""
 
@@ -47,6 +50,7 @@ class ReleaseSwitch:
         *,
         repository: ModelRepository,
         scorer: TritonScorer,
+        breaker: CircuitBreaker,
         vectors: TextVectors,
         pipeline: Pipeline,
         stores: Callable[[], Sequence[PartitionStore]],
@@ -55,6 +59,7 @@ class ReleaseSwitch:
         self._settings = settings
         self._repository = repository
         self._scorer = scorer
+        self._breaker = breaker
         self._vectors = vectors
         self._pipeline = pipeline
         self._stores = stores
@@ -63,30 +68,48 @@ class ReleaseSwitch:
     async def start(self) -> None:
         """Take up the release that is active now, if there is one.
 
-        Raises `TritonUnavailable` or `ReleaseError`: a worker does not start on a release it cannot use.
+        Where the model server does not have it, profiles are degraded until it does. Raises `ReleaseError` when the
+        release's own files are not as its manifest says.
         """
         value = await asyncio.to_thread(latest_value, self._settings, MODELS, 0, ACTIVE_KEY)
-        if value is not None:
-            await self._take_up(_announced(value))
+        if value is None:
+            return
+        release = await asyncio.to_thread(self._repository.load, _announced(value).release)
+        if not await self._scorer.is_ready(release):
+            log.warning(
+                "profiles are degraded until %s has loaded release %d", self._settings.triton.url, release.number
+            )
+            self._breaker.open(release)
+        self._use(release)
 
     async def follow(self) -> None:
         """Change over whenever another release is announced, for ever."""
+        while True:
+            try:
+                await self._follow_log()
+            except KafkaError as error:
+                log.warning("announcements cannot be read now: %s", error)
+                await asyncio.sleep(_RETRY_S)
+
+    async def _follow_log(self) -> None:
         partition = TopicPartition(MODELS, 0)
         consumer = AIOKafkaConsumer(bootstrap_servers=self._settings.kafka.bootstrap, enable_auto_commit=False)
         consumer.assign([partition])
-        await consumer.start()
         try:
+            await consumer.start()
             # From the start of the log: what was announced since `start` looked must not be missed.
             await consumer.seek_to_beginning(partition)
             async for record in consumer:
                 if record.key == ACTIVE_KEY and record.value is not None:
-                    end = (await consumer.end_offsets([partition]))[partition]
-                    if record.offset + 1 == end:  # only the newest announcement counts
-                        await self._follow_one(record.value)
+                    while (await consumer.end_offsets([partition]))[partition] == record.offset + 1:  # only the newest
+                        if await self._follow_one(record.value):
+                            break
+                        await asyncio.sleep(_RETRY_S)
         finally:
             await consumer.stop()
 
-    async def _follow_one(self, value: bytes) -> None:
+    async def _follow_one(self, value: bytes) -> bool:
+        """Take up a release; tell whether that is settled, one way or the other."""
         held = self._pipeline.release.number if self._pipeline.release else 0
         name = "the announced release"
         try:
@@ -94,12 +117,17 @@ class ReleaseSwitch:
             name = f"release {announcement.release}"
             if announcement.release != held:
                 await self._take_up(announcement)
+        except TritonUnavailable as error:
+            log.warning("%s is not taken up yet, %d stays for now: %s", name, held, error)
+            return False
         except XplatError as error:
             log.error("%s is not taken up, %d stays: %s", name, held, error)  # noqa: TRY400 - one line
+        return True
 
     async def _take_up(self, announcement: Announcement) -> None:
         started = time.monotonic()
         release = await asyncio.to_thread(self._repository.load, announcement.release)
+        await self._scorer.require_ready()
         if not await self._scorer.is_ready(release):
             raise ReleaseError(
                 f"Triton has not loaded release {release.number}",
@@ -110,11 +138,14 @@ class ReleaseSwitch:
         before = self._pipeline.release
         if before is not None and before.encoder != release.encoder:
             await self._warm(release)
-        self._pipeline.release = release
-        self._metrics.release = release.number
+        self._use(release)
         if before is not None:
             self._vectors.forget_encoders({before.encoder, release.encoder})
         log.info("scoring with release %d after %.1f s", release.number, time.monotonic() - started)
+
+    def _use(self, release: Release) -> None:
+        self._pipeline.release = release
+        self._metrics.release = release.number
 
     async def _warm(self, release: Release) -> None:
         """Encode the texts in use with the new encoder while the old release goes on scoring."""

@@ -15,11 +15,15 @@ from streams.metrics import Metrics
 from streams.outbox import Outbox
 from streams.pipeline import Pipeline
 from streams.recovery import Recovery
+from streams.silence import Silence
 from streams.store import claim
+from streams.supervisor import RESTARTS
+from streams.suspects import forget_in_hand
 from streams.switch import ReleaseSwitch
+from streams.watchdog import Watchdog, boot_time
 from xplat_stream.errors import EXIT_SOFTWARE, XplatError
 from xplat_stream.kafka.topics import check_topics
-from xplat_stream.serving import ModelRepository, TritonScorer
+from xplat_stream.serving import CircuitBreaker, ModelRepository, TritonScorer
 from xplat_stream.serving.texts import TextVectors
 from xplat_stream.taxonomy import load_taxonomy
 
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("xplat.worker")
 
 _METRICS_INTERVAL_S: Final = 1.0
+_LOOP_SILENCE_S: Final = 10.0
 
 
 def stop_worker(error: BaseException) -> None:
@@ -47,18 +52,25 @@ class Worker:
     """The parts of one worker process. They are made when partitions arrive for the first time."""
 
     def __init__(self, settings: Settings) -> None:
+        self.behind = False
+        """Whether the log holds records that were not even fetched; `streams.app` finds out."""
         self._settings = settings
-        self._metrics = Metrics()
+        self._folder = Path(settings.worker.datadir)
+        self._metrics = Metrics(restarts=int(os.environ.get(RESTARTS, "0")))
+        self._silence = Silence(settings.platforms, after_s=settings.worker.silence_s)
+        self._loop_ran_at = boot_time()
         self._claim: int | None = None
         self._outbox: Outbox | None = None
         self._lanes: Lanes | None = None
+        self._watchdog: Watchdog | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def claim_state(self) -> None:
         """Take the state folder for this process alone, or stop."""
         try:
             if self._claim is None:  # Faust says twice that a worker begins
-                self._claim = claim(Path(self._settings.worker.datadir))
+                self._claim = claim(self._folder)
+                forget_in_hand(self._folder)
         except XplatError as error:
             stop_worker(error)
 
@@ -67,6 +79,7 @@ class Worker:
         try:
             lanes = self._lanes or await self._open()
             await lanes.take_over(partitions)
+            self.behind = False
         except Exception as error:  # noqa: BLE001 - whatever it is, this worker has no state to work on
             stop_worker(error)
 
@@ -82,6 +95,8 @@ class Worker:
 
     async def close(self) -> None:
         """Stop everything; what is not acknowledged is read again by whoever comes next."""
+        if self._watchdog is not None:
+            self._watchdog.close()
         for task in self._tasks:
             task.cancel()
         await self.let_go()
@@ -97,17 +112,26 @@ class Worker:
     async def _open(self) -> Lanes:
         settings, metrics = self._settings, self._metrics
         partitions = await asyncio.to_thread(check_topics, settings)
-        self._outbox = Outbox(settings)
+        watchdog = self._watchdog = Watchdog(
+            session_s=settings.worker.session_timeout_s,
+            stall_s=settings.worker.stall_timeout_s,
+            working=self._working,
+            done=lambda: (metrics.chunks, metrics.rescored, metrics.restored, vectors.encoded),
+            on_failure=stop_worker,
+        )
+        self._outbox = Outbox(settings, check_lease=watchdog.check_lease)
         await self._outbox.start()
         scorer = TritonScorer(settings.triton)
-        vectors = TextVectors(scorer)
+        breaker = CircuitBreaker(scorer)
+        vectors = TextVectors(breaker)
         pipeline = Pipeline(
             settings,
             taxonomy=load_taxonomy(settings.model.taxonomy),
             partitions=partitions,
             outbox=self._outbox,
-            scorer=scorer,
+            scorer=breaker,
             vectors=vectors,
+            silence=self._silence,
             metrics=metrics,
         )
         recovery = Recovery(settings, self._outbox, metrics)
@@ -116,6 +140,7 @@ class Worker:
             settings,
             repository=ModelRepository(settings.model.repository),
             scorer=scorer,
+            breaker=breaker,
             vectors=vectors,
             pipeline=pipeline,
             stores=lambda: lanes.stores,
@@ -126,13 +151,23 @@ class Worker:
         gc.freeze()
         gc.set_threshold(100_000, 20, 100)
         self.run(switch.follow(), "switch")
+        self.run(breaker.watch(), "breaker")
         self.run(self._write_metrics(), "metrics")
         self._lanes = lanes
+        self._loop_ran_at = boot_time()
+        watchdog.start()
         return lanes
+
+    def _working(self) -> bool:
+        """Tell, from another thread, whether there is work: an event loop that does not even count is at work."""
+        looping = boot_time() - self._loop_ran_at < _LOOP_SILENCE_S
+        return self.behind or not looping or (self._lanes is not None and self._lanes.busy)
 
     async def _write_metrics(self) -> None:
         while True:
-            self._metrics.write(Path(self._settings.worker.datadir))
+            self._loop_ran_at = boot_time()
+            self._metrics.silent = sorted(self._silence.silent())
+            self._metrics.write(self._folder)
             await asyncio.sleep(_METRICS_INTERVAL_S)
 
 

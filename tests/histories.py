@@ -8,6 +8,7 @@ here waits for anything, so a coroutine is driven by `send(None)`, without an ev
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace, coroutine
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.metrics import Metrics
 from streams.pipeline import Pipeline
+from streams.silence import Silence
 from streams.store import PartitionStore
 from xplat_stream.adapters import admit, encode_event
 from xplat_stream.errors import RejectedEvent, XplatError
@@ -31,13 +33,13 @@ from xplat_stream.testing import FakeScorer, make_release
 from xplat_stream.window import BehaviorWindow, Row, WindowSpec, row_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
+    from collections.abc import Coroutine, Generator, Iterable, Iterator, Mapping
 
     from xplat_stream.event import TextHash
     from xplat_stream.kafka.codec import Headers
     from xplat_stream.serving.releases import Release
 
-Pick = Callable[[int], int] if TYPE_CHECKING else Any
+Pick = Callable[[int], int]
 """Chance: returns a number in [0, n)."""
 
 PARTITIONS = 2
@@ -207,7 +209,9 @@ class SteppedPipeline(Pipeline):
     """The production pipeline, which can crash before and after its steps that have no effect outside."""
 
     def __init__(self, steps: Steps, **parts: Any) -> None:
-        super().__init__(SETTINGS, taxonomy=TAXONOMY, partitions=PARTITIONS, **parts)
+        super().__init__(
+            SETTINGS, taxonomy=TAXONOMY, partitions=PARTITIONS, silence=Silence([], after_s=3_600), **parts
+        )
         self._steps = steps
 
     def admit(self, *arguments: Any) -> Any:
@@ -217,11 +221,12 @@ class SteppedPipeline(Pipeline):
         self._steps.reach("after admit")
         return admitted
 
-    def fold(self, *arguments: Any) -> None:
+    def fold(self, *arguments: Any) -> Any:
         """See `Pipeline.fold`."""
         self._steps.reach("before fold")
-        super().fold(*arguments)
+        repaired = super().fold(*arguments)
         self._steps.reach("after fold")
+        return repaired
 
 
 class SteppedScorer(FakeScorer):
@@ -386,6 +391,12 @@ class Worker:
         if records:
             self._life = self._chunk(records, ends, commit=commit)
 
+    def rescore(self) -> None:
+        """Begin to score again whose profiles are degraded, to be driven on by `go`."""
+        assert not self.busy
+        if self.store.has_pending:
+            self._life = self._rescore()
+
     def write(self, place: tuple[str, int], key: bytes, value: bytes | None, headers: Headers) -> int:
         """Append a record to Kafka. Returns the offset after it."""
         return self.world.append(place, Written(key, value, headers, not self.owner))
@@ -406,6 +417,10 @@ class Worker:
     async def _chunk(self, records: list[SimpleNamespace], ends: dict[str, int], *, commit: bool) -> None:
         self.store.reached(await self.pipeline.handle(self.store, self.partition, records))
         await self._acknowledge(ends, commit=commit)
+
+    async def _rescore(self) -> None:
+        users = self.store.pending(limit=2)
+        self.store.reached(await self.pipeline.rescore(self.store, self.partition, users))
 
     async def _acknowledge(self, ends: dict[str, int], *, commit: bool) -> None:
         for topic, end in ends.items():
@@ -560,8 +575,9 @@ class World:
                 assert worker is not None
                 assert worker.store.user(UserId(user)).window == expected[user], "the recovered state"
         self._check_letters()
+        self._check_profile_revisions()
 
-    def check_profile_revisions(self) -> None:
+    def _check_profile_revisions(self) -> None:
         """See that no user's profiles go back to a lower revision where no paused worker wrote any."""
         last: dict[bytes, int] = {}
         spoiled = {record.key for partition in range(PARTITIONS) for record in self._all(partition) if record.stale}
@@ -610,24 +626,31 @@ def play(world: World) -> None:
     for partition in range(PARTITIONS):
         world.take_over(partition, prompt=bool(pick(2)), scored=not pick(4))
     for _ in range(3 + pick(8)):
-        partition = pick(PARTITIONS)
         for _ in range(pick(4)):
             item = ITEMS[pick(len(ITEMS))]
             world.publish(item, partition_for(item.key, PARTITIONS) if pick(8) else pick(PARTITIONS))
+        partition = pick(PARTITIONS)
         worker = world.workers[partition]
         if worker is None or not worker.alive:
             worker = world.take_over(partition, lost=not pick(3), prompt=bool(pick(2)), scored=not pick(4))
-        if not pick(3):
-            worker.steps.last = len(worker.steps.names) + 1 + pick(24)
-        worker.go(pick(30) or 1_000)
-        if worker.alive and not worker.busy:
-            worker.handle({topic: pick(4) for topic in world.logs[partition]}, commit=bool(pick(4)))
-            worker.scorer.fail_next(not pick(6))
-            worker.go(pick(30) or 1_000)
+        _work(worker, pick)
         if worker.busy and not pick(3):
             world.take_over(partition, lost=bool(pick(2)), prompt=bool(pick(2)), scored=not pick(4))
-        elif not pick(4):
-            if world.paused:
-                world.wake(world.paused[pick(len(world.paused))], 1 + pick(12))
+        elif world.paused and not pick(4):
+            world.wake(world.paused[pick(len(world.paused))], 1 + pick(12))
     world.settle()
     world.check()
+
+
+def _work(worker: Worker, pick: Pick) -> None:
+    """Let a worker finish what it is at, handle a chunk and score again, as far as chance lets it."""
+    if not pick(3):
+        worker.steps.last = len(worker.steps.names) + 1 + pick(24)
+    worker.go(pick(30) or 1_000)
+    if worker.alive and not worker.busy:
+        worker.handle({topic: pick(4) for topic in worker.world.logs[worker.partition]}, commit=bool(pick(4)))
+        worker.scorer.fail_next(not pick(3))
+        worker.go(pick(30) or 1_000)
+    if worker.alive and not worker.busy and not pick(2):
+        worker.rescore()
+        worker.go(pick(30) or 1_000)

@@ -250,7 +250,7 @@ def tail(
                 return
 
 
-_ARROWS = {"rising": "↑", "falling": "↓", "steady": "·", "new": "+"}
+_ARROWS = {"rising": "↑", "falling": "↓", "steady": "·", "new": "+", "unknown": "?"}
 
 
 @app.command()

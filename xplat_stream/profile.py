@@ -15,7 +15,7 @@ import msgspec
 from xplat_stream.event import Millis, TextHash, UserId
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from xplat_stream.state import Publication
     from xplat_stream.taxonomy import Taxonomy
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Status = Literal["fresh", "stale", "degraded", "cold_start", "erased"]
 Cause = Literal["behavior", "model", "decay", "late", "erase", "user"]
+Trend = Literal["rising", "steady", "falling", "new", "unknown"]
 
 TREND_STEP: Final = 0.01
 """A score that moved by less than this is steady: the calibration of a score is no finer."""
@@ -42,7 +43,11 @@ class Evidence(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Interest(msgspec.Struct, frozen=True, gc=False):
-    """One label with its score in [0, 1], its rank from 1 and how it moved since the last publication."""
+    """One label with its score in [0, 1], its rank from 1 and how it moved since the last publication.
+
+    `trend` is ``unknown`` where the score fell while a platform the user acts on is silent: that is missing data, and
+    nobody can tell it from lost interest.
+    """
 
     id: str
     slug: str
@@ -50,7 +55,7 @@ class Interest(msgspec.Struct, frozen=True, gc=False):
     score: float
     rank: int
     delta: float
-    trend: Literal["rising", "steady", "falling", "new"]
+    trend: Trend
     evidence: tuple[Evidence, ...] = ()
 
 
@@ -80,7 +85,11 @@ class WindowRef(msgspec.Struct, frozen=True, gc=False):
 
 
 class Profile(msgspec.Struct, frozen=True, gc=False):
-    """The current interests of one user. `revision` grows with every publication and never goes back."""
+    """The current interests of one user. `revision` grows with every publication and never goes back.
+
+    `silent`: platforms in the window from which nothing, of anybody, has come for a while: what the user does there
+    now is not known.
+    """
 
     user_id: UserId
     revision: int
@@ -91,6 +100,7 @@ class Profile(msgspec.Struct, frozen=True, gc=False):
     model: ModelRef
     window: WindowRef
     interests: tuple[Interest, ...] = ()
+    silent: tuple[str, ...] = ()
 
 
 class KnownText(NamedTuple):
@@ -111,13 +121,19 @@ def window_digest(packed: bytes) -> str:
 
 
 def unscored_profile(
-    user_id: UserId, window: BehaviorWindow, revision: int, taxonomy: Taxonomy, *, cause: Cause = "behavior"
+    user_id: UserId,
+    window: BehaviorWindow,
+    revision: int,
+    taxonomy: Taxonomy,
+    *,
+    status: Status = "cold_start",
+    cause: Cause = "behavior",
 ) -> Profile:
-    """Return the profile of a user whom no model has scored yet: the window alone, status ``cold_start``."""
+    """Return the profile of a user whom no model has scored yet: the window alone."""
     return Profile(
         user_id=user_id,
         revision=revision,
-        status="cold_start",
+        status=status,
         cause=cause,
         as_of=instant(window.end),
         taxonomy=_taxonomy_ref(taxonomy),
@@ -136,12 +152,16 @@ def scored_profile(  # noqa: PLR0913 - a profile is made of exactly these
     model: ModelRef,
     known: Mapping[TextHash, KnownText],
     max_interests: int,
+    status: Status = "fresh",
     cause: Cause = "behavior",
+    silent: Collection[str] = (),
 ) -> Profile:
     """Return the profile for label `scores` (one in [0, 1] a label, taxonomy order).
 
-    `publication` is the state before this publication, its `revision` already the new one.
+    `publication` is the state before this publication, its `revision` already the new one. `silent`: platforms from
+    which nothing comes at present.
     """
+    missing = tuple(sorted(platform for platform in window.counts() if platform in silent)) if silent else ()
     order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[:max_interests]
     evidence = _evidence(window, known, {taxonomy.labels[index].id for index in order})
     interests = []
@@ -149,14 +169,16 @@ def scored_profile(  # noqa: PLR0913 - a profile is made of exactly these
         label = taxonomy.labels[index]
         before = publication.score_of(index)
         delta = 0.0 if before is None else scores[index] - before
-        trend: Literal["rising", "steady", "falling", "new"] = (
+        trend: Trend = (
             "new"
             if before is None
             else "rising"
             if delta >= TREND_STEP
-            else "falling"
-            if delta <= -TREND_STEP
             else "steady"
+            if delta > -TREND_STEP
+            else "unknown"
+            if missing
+            else "falling"
         )
         interests.append(
             Interest(
@@ -173,13 +195,47 @@ def scored_profile(  # noqa: PLR0913 - a profile is made of exactly these
     return Profile(
         user_id=user_id,
         revision=publication.revision,
-        status="fresh",
+        status=status,
         cause=cause,
         as_of=instant(window.end),
         taxonomy=_taxonomy_ref(taxonomy),
         model=model,
         window=_window_ref(window),
         interests=tuple(interests),
+        silent=missing,
+    )
+
+
+def degraded_profile(  # noqa: PLR0913 - a profile is made of exactly these
+    user_id: UserId,
+    window: BehaviorWindow,
+    publication: Publication,
+    *,
+    taxonomy: Taxonomy,
+    model: ModelRef,
+    known: Mapping[TextHash, KnownText],
+    max_interests: int,
+    cause: Cause = "behavior",
+    silent: Collection[str] = (),
+) -> Profile:
+    """Return the profile of a user who cannot be scored now: the new window, the last good scores where there are any.
+
+    `model` is the release the last scores are of. The profile comes again, scored, when the model server is back.
+    """
+    if not publication.scores:
+        return unscored_profile(user_id, window, publication.revision, taxonomy, status="degraded", cause=cause)
+    return scored_profile(
+        user_id,
+        window,
+        publication,
+        publication.last_scores(),
+        taxonomy=taxonomy,
+        model=model,
+        known=known,
+        max_interests=max_interests,
+        status="degraded",
+        cause=cause,
+        silent=silent,
     )
 
 

@@ -74,6 +74,10 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A chunk whose records Kafka does not acknowledge for this long stops the worker, unacknowledged."""
     metadata_interval_s: _Seconds = 5.0
     """How often the worker looks for new `behavior.<platform>.v1` topics."""
+    stall_timeout_s: Annotated[float, Meta(ge=5)] = 120.0
+    """A worker that has records to handle and finishes nothing for this long stops; longer than an encoder batch."""
+    silence_s: _Seconds = 900.0
+    """A platform of which nothing is read for this long counts as silent: missing data, not lost interest."""
 
 
 class TritonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -42,6 +42,11 @@ def text_key(text_hash: TextHash) -> bytes:
     return TEXT_PREFIX + text_hash
 
 
+def is_pending(packed: bytes) -> bool:
+    """Tell from a packed user state, without unpacking it, whether the profile still has to be scored."""
+    return bool(packed[1] & _PENDING)
+
+
 def check_record(key: bytes, value: bytes) -> None:
     """See that a changelog record is of a kind and format known here, far cheaper than unpacking a user's state.
 
@@ -82,7 +87,11 @@ class Publication(NamedTuple):
 
     def published(self, release: int, scores: Sequence[float]) -> Self:
         """Return the next publication state after `scores` of `release` went out under this revision."""
-        return self._replace(release=release, scores=tuple(round(score * _SCORE_STEPS) for score in scores))
+        return type(self)(self.revision, release, tuple(round(score * _SCORE_STEPS) for score in scores))
+
+    def last_scores(self) -> list[float]:
+        """Return the scores last published, to 1/65535, in label order; empty before the first scoring."""
+        return [score / _SCORE_STEPS for score in self.scores]
 
     def score_of(self, label_index: int) -> float | None:
         """Return the score last published for a label, to 1/65535, or None before the first scoring."""
@@ -94,6 +103,11 @@ class UserState(NamedTuple):
 
     window: BehaviorWindow
     publication: Publication
+
+    @property
+    def pending(self) -> bool:
+        """Whether the profile still has to be scored."""
+        return self.publication.pending
 
     def merge(self, other: Self) -> Self:
         """Union the windows; keep the publication of the highest revision, of equal ones the greater tuple.

@@ -35,6 +35,7 @@ __all__ = ["START", "FakeScorer", "ManualClock", "ScorerCall", "broken_promises"
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 """When made-up time begins."""
 
+_NO_EVENTS: Final = (np.zeros((1, 1), np.int32), np.zeros((1, 1), np.int32), np.zeros((1, 1), np.float32))
 _START_MS: Final = int(START.timestamp() * 1000)
 _serial = count(1)
 
@@ -154,6 +155,12 @@ class FakeScorer:
         if fault == "nan":
             return np.full_like(scores, np.nan)
         return np.pad(scores, ((0, 0), (0, 1))) if fault == "shape" else scores
+
+    async def check_golden(self, release: Release) -> None:
+        """See `Scorer.check_golden`. One call of each kind, so that scripted faults reach it."""
+        await self.encode(release, ["golden"])
+        width = release.manifest.width
+        await self.score(release, HeadInputs(np.zeros((1, 1, width), np.float16), *_NO_EVENTS))
 
     def _called(self, call: ScorerCall) -> Fault | None:
         self.calls.append(call)

@@ -128,7 +128,11 @@ class BehaviorWindow:
 
     def merge(self, other: Self) -> Self:
         """Return the union of two windows of the same user, truncated."""
-        return self.fold((platform, row) for platform, rows in other._platforms.items() for row in rows)
+        platforms = dict(self._platforms)
+        for platform, rows in other._platforms.items():
+            mine = platforms.get(platform)
+            platforms[platform] = rows if mine is None or mine == rows else sorted({*mine, *rows})
+        return type(self)(self.spec, platforms)
 
     def _truncated(self, platforms: dict[str, list[Row]]) -> dict[str, list[Row]]:
         if not platforms:
@@ -160,6 +164,11 @@ class BehaviorWindow:
         """Return how many of these rows lie before the horizon: they changed nothing."""
         start = self.start.to_bytes(_TIME_END, "big")
         return sum([row < start for _, row in additions])
+
+    def is_repaired_by(self, additions: Iterable[tuple[str, Row]]) -> bool:
+        """Tell whether all of these rows lie behind the newest event: if they change anything, it is the past."""
+        end = self.end.to_bytes(_TIME_END, "big")
+        return all(row[:_TIME_END] < end for _, row in additions)
 
     def rows(self) -> Iterator[tuple[str, Row]]:
         """Yield every `(platform, row)`, platform by platform, oldest first."""

@@ -62,7 +62,7 @@ def test_a_record_bent_at_one_place(place: tuple[Any, ...], value: Any, key: str
 
 @pytest.mark.xfail(reason="windows are read without a look at their actions", raises=IndexError, strict=True)
 def test_an_action_of_a_newer_version_is_refused_or_readable() -> None:
-    """A window of a version with more actions is a `ValueError` when it is read, not an `IndexError` when it is used."""
+    """A window of a version with more actions is a `ValueError` when read, not an `IndexError` when used."""
     row = bytes(40) + b"\xff"
     try:
         window = BehaviorWindow.from_bytes(SPEC, b"\x01\x04shop\x00\x01" + row)

@@ -63,16 +63,16 @@ def test_unknown_formats_are_refused(version: int) -> None:
     """A state or window of another format number is a `ValueError` that names it, never a misread window."""
     packed = (FOLDER / "user-state-1-unpublished.bin").read_bytes()
     window = bytes(UserState.unpack(SPEC, packed).window)
-    with pytest.raises(ValueError, match=f"format.*{version:02x}"):
+    with pytest.raises(ValueError, match=rf"format.*{version:02x}"):
         UserState.unpack(SPEC, bytes([version]) + packed[1:])
-    with pytest.raises(ValueError, match=f"format.*{version:02x}"):
+    with pytest.raises(ValueError, match=rf"format.*{version:02x}"):
         UserState.unpack(SPEC, packed[: -len(window)] + bytes([version]) + window[1:])
-    with pytest.raises(ValueError, match=f"format.*{version:02x}"):
+    with pytest.raises(ValueError, match=rf"format.*{version:02x}"):
         BehaviorWindow.from_bytes(SPEC, bytes([version]) + window[1:])
 
 
 def test_a_text_entry_of_another_shape_is_refused() -> None:
     """A map, a number or fields of other types are a `ValueError`."""
     for packed in (b"\x80", b"\x01", b"\x94\x01\x90\x00\xc4\x00", b"\x90", b""):
-        with pytest.raises(ValueError, match=".+"):
+        with pytest.raises(ValueError, match=r".+"):
             TextEntry.unpack(packed)

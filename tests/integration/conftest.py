@@ -33,9 +33,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from streams.metrics import Metrics, read_metrics
 from xplat_stream.event import ACTIONS, Event, Millis, UserId
 from xplat_stream.kafka import EventProducer
-from xplat_stream.kafka.codec import ACTIVE_KEY, Announcement, encode_announcement
+from xplat_stream.kafka.codec import ACTIVE_KEY, Announcement, decode_profile, encode_announcement
 from xplat_stream.kafka.log import read_span, spans
-from xplat_stream.kafka.topics import MODELS, QUIET, REKEYED, behavior_topic, create_topics, platforms_on
+from xplat_stream.kafka.topics import MODELS, PROFILES, QUIET, REKEYED, behavior_topic, create_topics, platforms_on
 from xplat_stream.local.process import wait_for
 from xplat_stream.profile import TaxonomyRef
 from xplat_stream.serving import Manifest, ModelRepository, TritonScorer
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Message
 
+    from xplat_stream.kafka.codec import ProfileRecord
+    from xplat_stream.profile import Profile
     from xplat_stream.settings import Settings
 
 XPLAT = Path(sys.executable).with_name("xplat")
@@ -57,6 +59,10 @@ READY_WITHIN_S = 40.0
 CAUGHT_UP_WITHIN_S = 60.0
 WIDTH = 64
 IR_VERSION, OPSET = 8, 17
+ALONE = (str(XPLAT), "worker", "--no-supervise")
+"""A worker that is not started again: one that stops fails its test."""
+
+SUPERVISED = (str(XPLAT), "worker")
 _serial = count(1)
 
 
@@ -68,10 +74,13 @@ def environment(settings: Settings, **variables: str) -> dict[str, str]:
         "XPLAT_PLATFORMS": ",".join(settings.platforms),
         "XPLAT_KAFKA__BOOTSTRAP": settings.kafka.bootstrap,
         "XPLAT_TRITON__URL": settings.triton.url,
+        "XPLAT_TRITON__DEADLINE_S": str(settings.triton.deadline_s),
         "XPLAT_WORKER__APP": settings.worker.app,
         "XPLAT_WORKER__DATADIR": settings.worker.datadir,
         "XPLAT_WORKER__METADATA_INTERVAL_S": str(settings.worker.metadata_interval_s),
         "XPLAT_WORKER__SESSION_TIMEOUT_S": str(settings.worker.session_timeout_s),
+        "XPLAT_WORKER__PUBLISH_TIMEOUT_S": str(settings.worker.publish_timeout_s),
+        "XPLAT_WORKER__STALL_TIMEOUT_S": str(settings.worker.stall_timeout_s),
         "XPLAT_WORKER__CHUNK_EVENTS": str(settings.worker.chunk_events),
         "XPLAT_MODEL__REPOSITORY": settings.model.repository,
         "XPLAT_LOCAL__HOME": settings.local.home,
@@ -82,7 +91,7 @@ def environment(settings: Settings, **variables: str) -> dict[str, str]:
 class Worker:
     """One `xplat worker` process and its log."""
 
-    def __init__(self, settings: Settings, log: Path, command: Sequence[str] = (str(XPLAT), "worker")) -> None:
+    def __init__(self, settings: Settings, log: Path, command: Sequence[str] = ALONE) -> None:
         self.settings = settings
         self.log = log
         with log.open("ab") as output:
@@ -101,6 +110,13 @@ class Worker:
         return self.process.poll() is None
 
     @property
+    def children(self) -> list[int]:
+        """The processes it started."""
+        return [
+            int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        ]
+
+    @property
     def metrics(self) -> Metrics:
         """What it counted, at most a second ago."""
         return read_metrics(Path(self.settings.worker.datadir))
@@ -114,11 +130,11 @@ class Worker:
         self.until(lambda: self.said("Worker ready"), "be ready")
         return self
 
-    def until(self, condition: Callable[[], bool], what: str) -> None:
+    def until(self, condition: Callable[[], bool], what: str, *, within_s: float = READY_WITHIN_S) -> None:
         """Wait for a condition; a worker that ends meanwhile fails at once, with its log."""
-        wait_for(lambda: not self.running or condition(), timeout_s=READY_WITHIN_S)
+        wait_for(lambda: not self.running or condition(), timeout_s=within_s)
         assert self.running, f"worker ended with {self.process.returncode} instead of: {what}\n{self.words()}"
-        assert condition(), f"worker did not {what} within {READY_WITHIN_S:.0f} s\n{self.words()}"
+        assert condition(), f"worker did not {what} within {within_s:.0f} s\n{self.words()}"
 
     def end(self, number: int = signal.SIGTERM, *, within_s: float = 20.0) -> int:
         """Send a signal and return the exit code."""
@@ -230,6 +246,16 @@ def assert_exact(settings: Settings) -> Verdict:
 def records(settings: Settings, topic: str) -> list[Message]:
     """Return everything a topic holds, partition by partition."""
     return [message for span in spans(settings, [topic]) for batch in read_span(settings, span) for message in batch]
+
+
+def profiles(settings: Settings) -> list[ProfileRecord]:
+    """Return every profile ever published, by partition in order."""
+    return [decode_profile(value) for one in records(settings, PROFILES) if (value := one.value()) is not None]
+
+
+def last_profiles(settings: Settings, prefix: str) -> dict[str, Profile]:
+    """Return the last profile of every user whose name begins so."""
+    return {one.data.user_id: one.data for one in profiles(settings) if str(one.data.user_id).startswith(prefix)}
 
 
 class Published(NamedTuple):

@@ -71,11 +71,6 @@ def test_no_broker(xplat: Callable[..., Any], nobody: str, subtests: pytest.Subt
             one_line(run.result(), "no Kafka broker answers", nobody, "xplat up")
 
 
-def test_no_triton(xplat: Callable[..., Any], nobody: str) -> None:
-    """A worker is refused at the start, with the address and the variable."""
-    one_line(xplat("worker", XPLAT_TRITON__URL=nobody), "no model server answers", nobody, "XPLAT_TRITON__URL")
-
-
 def test_a_taken_port(xplat: Callable[..., Any], tmp_path: Path) -> None:
     """`up` names the port and its variable."""
     with socket.socket() as listener:

@@ -24,7 +24,9 @@ from tests.integration.conftest import (
     Worker,
     announce_release,
     assert_exact,
+    last_profiles,
     made_events,
+    profiles,
     publish,
     records,
     with_worker,
@@ -33,9 +35,8 @@ from xplat_stream.adapters import encode_event
 from xplat_stream.errors import ReleaseError
 from xplat_stream.event import Event, Millis
 from xplat_stream.kafka import EventProducer
-from xplat_stream.kafka.codec import decode_profile
 from xplat_stream.kafka.consumer import partition_for
-from xplat_stream.kafka.topics import PROFILES, QUIET, REJECTED, REKEYED, behavior_topic, create_topics
+from xplat_stream.kafka.topics import QUIET, REJECTED, REKEYED, behavior_topic, create_topics
 from xplat_stream.serving import ModelRepository, TritonScorer
 from xplat_stream.serving.releases import ENCODER, HEAD, MODEL_FILE
 from xplat_stream.testing import make_event
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Message
 
-    from xplat_stream.kafka.codec import ProfileRecord
-    from xplat_stream.profile import Profile
     from xplat_stream.settings import Settings
 
 pytestmark = pytest.mark.integration
@@ -85,11 +84,6 @@ def test_profiles_carry_window_and_revision(group: Settings, start_worker: Calla
         revisions = [one.data.revision for one in mine if one.data.user_id == user]
         assert revisions == sorted(set(revisions))
         assert [one.data.window.events for one in mine if one.data.user_id == user][-1] == 12
-
-
-def profiles(settings: Settings) -> list[ProfileRecord]:
-    """Return every profile ever published, by partition in order."""
-    return [decode_profile(value) for one in records(settings, PROFILES) if (value := one.value()) is not None]
 
 
 def _altered(user: str, change: Callable[[dict[str, Any]], None]) -> bytes:
@@ -367,11 +361,6 @@ def test_a_release_scores_every_profile(
         assert all(0 <= one.score <= 1 for one in profile.interests)
     worker.until(lambda: worker.metrics.release == release.number, "say which release scores")
     assert worker.metrics.texts_encoded > 0
-
-
-def last_profiles(settings: Settings, prefix: str) -> dict[str, Profile]:
-    """Return the last profile of every user whose name begins so."""
-    return {one.data.user_id: one.data for one in profiles(settings) if str(one.data.user_id).startswith(prefix)}
 
 
 def test_releases_are_switched_under_load(

@@ -11,14 +11,18 @@ import pytest
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from streams import recovery as recovery_module
 from streams.consumer import Chunk, ChunkConsumer, transport_for
 from streams.metrics import Metrics
 from streams.pipeline import Pipeline
+from streams.silence import Silence
 from streams.store import PartitionStore
 from xplat_stream.adapters import encode_event
 from xplat_stream.kafka.codec import decode_profile
 from xplat_stream.kafka.consumer import partition_for
-from xplat_stream.kafka.topics import PROFILES, behavior_topic, changelog_topic
+from xplat_stream.kafka.log import Span
+from xplat_stream.kafka.topics import PROFILES, TopicFacts, behavior_topic, changelog_topic
+from xplat_stream.serving import CircuitBreaker
 from xplat_stream.serving.texts import TextVectors
 from xplat_stream.settings import Settings
 from xplat_stream.state import USER_PREFIX
@@ -27,8 +31,10 @@ from xplat_stream.testing import FakeScorer
 from xplat_stream.window import WindowSpec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from pathlib import Path
+
+    from confluent_kafka import TopicPartition
 
     from xplat_stream.event import Event
     from xplat_stream.kafka.codec import ProfileRecord
@@ -75,15 +81,70 @@ class FakeOutbox:
         return [record for name, _, records in self.sent if name == topic for record in records]
 
 
+class FakeChangelog:
+    """The changelog of the partitions in `records`, as recovery reads and marks it; also recovery's outbox."""
+
+    def __init__(self) -> None:
+        self.records: dict[int, list[tuple[bytes, bytes | None]]] = {}
+        self.facts = TopicFacts("topic-id", PARTITIONS, 604_800_000)
+        self.fault: BaseException | None = None
+        self.reads: list[Span] = []
+        self.committed: list[TopicPartition] = []
+        self.before_batch: Callable[[], None] = lambda: None
+        self.batch = 2000
+
+    async def send(self, _topic: str, partition: int, records: Iterable[tuple[bytes, bytes | None]]) -> int:
+        """Append the records, and return what `confirm` answers: the offset after the last one."""
+        if self.fault is not None:
+            raise self.fault
+        held = self.records.setdefault(partition, [])
+        held.extend(records)
+        return len(held)
+
+    async def confirm(self, deliveries: Iterable[int]) -> list[int]:
+        """Return the ends."""
+        return list(deliveries)
+
+    def spans(self, _settings: Settings, topics: list[str]) -> list[Span]:
+        """Answer as a broker that knows which partitions are empty, and is wrong about where the others end."""
+        return [Span(topics[0], number, 0, bool(self.records.get(number))) for number in range(PARTITIONS)]
+
+    def read(self, _settings: Settings, span: Span, *, stopped: Callable[[], bool]) -> Iterator[list[Any]]:
+        """Yield the records of a span in batches."""
+        self.reads.append(span)
+        records = list(enumerate(self.records[span.partition]))[span.start : span.end]
+        while records and not stopped():
+            self.before_batch()
+            batch, records = records[: self.batch], records[self.batch :]
+            yield [
+                SimpleNamespace(key=lambda r=r: r[1][0], value=lambda r=r: r[1][1], offset=lambda r=r: r[0])
+                for r in batch
+            ]
+
+
+@pytest.fixture
+def changelog(monkeypatch: pytest.MonkeyPatch) -> FakeChangelog:
+    """Return the changelog that recovery reads in this test."""
+    made = FakeChangelog()
+    monkeypatch.setattr(recovery_module, "spans", made.spans)
+    monkeypatch.setattr(recovery_module, "read_span", made.read)
+    monkeypatch.setattr(recovery_module, "topic_facts", lambda *_: made.facts)
+    monkeypatch.setattr(recovery_module, "committed", lambda *_: made.committed)
+    return made
+
+
 class Bench:
     """The pipeline on its bench, with one partition's store."""
 
     def __init__(self, folder: Path) -> None:
         self.settings = Settings()
+        self.now_s = 0.0
         self.folder = folder
         self.outbox = FakeOutbox()
         self.scorer = FakeScorer()
         self.metrics = Metrics()
+        self.away: list[bool] = []
+        self.breaker = CircuitBreaker(self.scorer)
         self.vectors = TextVectors(self.scorer)
         self.pipeline = Pipeline(
             self.settings,
@@ -92,6 +153,7 @@ class Bench:
             outbox=self.outbox,
             scorer=self.scorer,
             vectors=self.vectors,
+            silence=Silence(self.settings.platforms, after_s=60, clock=lambda: self.now_s),
             metrics=self.metrics,
         )
         self.spec = WindowSpec(self.settings.window.per_platform, self.settings.window.horizon)
@@ -189,9 +251,11 @@ def raw_records(*offsets: int) -> list[Any]:
     return [SimpleNamespace(offset=offset, timestamp=1000, timestamp_type=0) for offset in offsets]
 
 
-def chunk_of(last: int, *, generation: int = GENERATION) -> Chunk:
-    """Return a chunk of one record; stock Faust's consumer takes it for a message."""
-    return Chunk(
+def chunk_of(last: int, *, start: int = 0, generation: int = GENERATION) -> Chunk:
+    """Return a chunk from an offset to another; stock Faust's consumer takes it for the message of the last."""
+    chunk = Chunk(
         SHOP.topic, SHOP.partition, last, 1.0, 0, None, None, raw_records(last), None, 0, 0, SHOP,
         generation_id=generation,
     )  # fmt: skip
+    chunk.start = start
+    return chunk

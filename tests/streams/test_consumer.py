@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from streams.consumer import Chunk, ChunkConsumer, OwnerAssignor, owners_of
 from tests.streams.conftest import GENERATION, SHOP, chunk_of, raw_records
+from xplat_stream.errors import OffsetGap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
 
 MEMBERS = st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=6, unique=True)
 NUMBERS = st.integers(0, 24).map(lambda count: list(range(count)))
@@ -98,17 +98,25 @@ def test_a_worker_tells_which_partitions_it_owns() -> None:
     assert metadata.subscription == ["shop", "video"]
 
 
-async def test_the_offset_to_commit_is_the_end_of_the_last_acknowledgedchunk_of(consumer: ChunkConsumer) -> None:
+async def test_the_offset_to_commit_is_the_end_of_the_last_acknowledged_chunk(consumer: ChunkConsumer) -> None:
     """The last record's offset plus one; nothing where nothing was acknowledged."""
     assert list(consumer._filter_tps_with_pending_acks()) == []
     assert consumer._new_offset(SHOP) is None
     assert consumer.ack(chunk_of(9))
-    assert consumer.ack(chunk_of(14))
+    assert consumer.ack(chunk_of(14, start=10))
     assert list(consumer._filter_tps_with_pending_acks()) == [SHOP]
     assert list(consumer._filter_tps_with_pending_acks({"behavior.video.v1"})) == []
     assert consumer._filter_committable_offsets({SHOP}) == {SHOP: 15}
     consumer._committed_offset[SHOP] = 15
     assert consumer._filter_committable_offsets({SHOP}) == {}
+
+
+async def test_a_chunk_that_skips_records_is_never_committed(consumer: ChunkConsumer) -> None:
+    """Acknowledging it raises, which stops the worker, and the offset to commit stays where it was."""
+    assert consumer.ack(chunk_of(9))
+    with pytest.raises(OffsetGap, match=r"behavior\.shop\.v1\[0\] was handled from 12 on, but only up to 10"):
+        consumer.ack(chunk_of(14, start=12))
+    assert consumer._new_offset(SHOP) == 10
 
 
 async def test_an_acknowledgement_of_another_generation_is_ignored(consumer: ChunkConsumer) -> None:

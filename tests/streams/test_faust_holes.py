@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import create_autospec
 
-import faust
 import pytest
 from faust.events import Event
 from faust.tables.recovery import Recovery as StockRecovery
@@ -115,7 +114,7 @@ async def test_b_stock_commits_past_what_is_in_flight(stock_consumer: Consumer) 
 async def test_b_a_gap_is_read_again_before_anything_is_acknowledged(
     consumer: ChunkConsumer, monkeypatch: pytest.MonkeyPatch, committed: int
 ) -> None:
-    """Records after a gap are not handed out at all: the missing ones are sought first, and nothing can be committed."""
+    """Records after a gap are not handed out: the missing ones are sought first, and nothing can be committed."""
     handed, sought = [], []
 
     async def take(chunk: Any) -> None:
@@ -421,7 +420,7 @@ async def test_l_stock_waits_for_a_record_that_is_gone(
 def test_l_recovery_ends_at_its_own_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int, *, complete: bool
 ) -> None:
-    """The end is a barrier of its own that must be read: it shows that nothing before it is missing, or nothing runs."""
+    """The end is a barrier of its own that must be read: then nothing before it is missing; else nothing runs."""
     key, value, _ = _two_writers()
 
     def read(*_: Any, **__: Any) -> Iterator[list[Any]]:

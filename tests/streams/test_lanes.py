@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
-from streams import lanes as lanes_module
 from streams.lanes import Lane, Lanes
 from streams.metrics import Metrics
+from streams.recovery import Recovery
 from streams.store import PartitionStore
-from xplat_stream.kafka.log import Span
+from streams.suspects import Suspects
+from xplat_stream.errors import DeliveryError
+from xplat_stream.event import UserId
 from xplat_stream.settings import Settings, WorkerSettings
-from xplat_stream.window import WindowSpec
+from xplat_stream.state import Publication, UserState
+from xplat_stream.window import BehaviorWindow, WindowSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+    from tests.streams.conftest import FakeChangelog
 
 PATIENCE_S = 5.0
 
 
 class FakeEvent:
-    """What Faust hands over: a chunk's records, and whether they were acknowledged."""
+    """What Faust hands over: a chunk's records, by offset, and whether they were acknowledged."""
 
-    def __init__(self, *records: Any, partition: int = 0) -> None:
-        self.value = list(records)
+    def __init__(self, *offsets: int, partition: int = 0) -> None:
+        self.value = [
+            SimpleNamespace(topic="behavior.shop.v1", partition=partition, offset=offset) for offset in offsets
+        ]
         self.message = SimpleNamespace(partition=partition)
         self.acked = False
 
@@ -42,19 +50,38 @@ class FakePipeline:
 
     def __init__(self) -> None:
         self.handled: list[list[Any]] = []
+        self.condemned: list[Any] = []
+        self.rescored: list[list[UserId]] = []
         self.entered = asyncio.Event()
         self.may_go_on = asyncio.Event()
         self.may_go_on.set()
         self.fault: Exception | None = None
+        self.poison: int | None = None
 
-    async def handle(self, _store: PartitionStore, _partition: int, records: list[Any]) -> int:
+    async def handle(
+        self, _store: PartitionStore, _partition: int, records: list[Any], *, condemned: bool = False
+    ) -> int:
         """Take the records."""
+        if condemned:
+            self.condemned += [record.offset for record in records]
+            return 0
         self.entered.set()
         await self.may_go_on.wait()
-        if self.fault:
+        offsets = [record.offset for record in records]
+        if self.fault and (self.poison is None or self.poison in offsets):
             raise self.fault
-        self.handled.append(list(records))
+        self.handled.append(offsets)
         return len(self.handled)
+
+    async def rescore(self, store: PartitionStore, _partition: int, users: list[UserId]) -> int:
+        """Score them, unless told to fail."""
+        self.rescored.append(list(users))
+        if self.fault:
+            return 0
+        for user in users:
+            store.put_user(user, UserState(BehaviorWindow(store.spec), Publication(revision=2)))
+        store.write()
+        return len(users)
 
 
 @pytest.fixture
@@ -64,27 +91,15 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def owned(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Lanes]]:
-    """Return a maker of lanes over a changelog that is given, `[(key, value), …]` a partition."""
+def owned(settings: Settings, changelog: FakeChangelog) -> Iterator[Callable[..., Lanes]]:
+    """Return a maker of lanes over the changelog."""
     made: list[Lanes] = []
 
-    def make(changelog: dict[int, list[tuple[bytes, bytes | None]]], **options: Any) -> Lanes:
-        def read(_: Settings, span: Span) -> Iterator[list[Any]]:
-            records = list(enumerate(changelog[span.partition]))[span.start : span.end]
-            if records:
-                yield [
-                    SimpleNamespace(key=lambda r=r: r[1][0], value=lambda r=r: r[1][1], offset=lambda r=r: r[0])
-                    for r in records
-                ]
-
-        monkeypatch.setattr(
-            lanes_module,
-            "spans",
-            lambda _, topics: [Span(topics[0], number, 0, len(records)) for number, records in changelog.items()],
-        )
-        monkeypatch.setattr(lanes_module, "read_span", read)
-        failures: list[BaseException] = options.pop("failures", [])
-        made.append(Lanes(settings, options.pop("pipeline"), Metrics(), on_failure=failures.append))
+    def make(pipeline: FakePipeline, failures: list[BaseException] | None = None) -> Lanes:
+        metrics = Metrics()
+        report = [] if failures is None else failures
+        recovery = Recovery(settings, changelog, metrics)
+        made.append(Lanes(settings, pipeline, metrics, recovery=recovery, on_failure=report.append))
         return made[-1]
 
     yield make
@@ -103,7 +118,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_chunks_are_handled_in_order_and_then_acknowledged(owned: Callable[..., Lanes]) -> None:
     """An event is acknowledged after its records were handled, never before."""
     pipeline = FakePipeline()
-    lanes = owned({0: []}, pipeline=pipeline)
+    lanes = owned(pipeline)
     await lanes.take_over([0])
     pipeline.may_go_on.clear()
     first, second = FakeEvent(1, 2), FakeEvent(3)
@@ -121,7 +136,7 @@ async def test_chunks_are_handled_in_order_and_then_acknowledged(owned: Callable
 async def test_what_has_piled_up_is_handled_together(owned: Callable[..., Lanes]) -> None:
     """While one chunk is under way, the next ones join, up to the chunk size."""
     pipeline = FakePipeline()
-    lanes = owned({0: []}, pipeline=pipeline)
+    lanes = owned(pipeline)
     await lanes.take_over([0])
     pipeline.may_go_on.clear()
     events = [FakeEvent(number, number) for number in range(5)]
@@ -139,14 +154,14 @@ async def test_partitions_do_not_wait_for_each_other(owned: Callable[..., Lanes]
     """While one lane waits for Triton or Kafka, another goes on."""
 
     class Slow(FakePipeline):
-        async def handle(self, store: PartitionStore, partition: int, records: list[Any]) -> int:
+        async def handle(self, store: PartitionStore, partition: int, records: list[Any], **options: Any) -> int:
             if partition == 0:
                 self.entered.set()
                 await asyncio.Event().wait()
-            return await super().handle(store, partition, records)
+            return await super().handle(store, partition, records, **options)
 
     pipeline = Slow()
-    lanes = owned({0: [], 1: []}, pipeline=pipeline)
+    lanes = owned(pipeline)
     await lanes.take_over([0, 1])
     stuck, free = FakeEvent(1), FakeEvent(2, partition=1)
     await lanes.put(stuck)
@@ -161,7 +176,7 @@ async def test_letting_go_in_the_middle_acknowledges_nothing(owned: Callable[...
     """A rebalance cancels the chunk under way and frees whoever waits for room; the stores can be opened at once."""
     pipeline = FakePipeline()
     pipeline.may_go_on.clear()
-    lanes = owned({0: []}, pipeline=pipeline)
+    lanes = owned(pipeline)
     await lanes.take_over([0])
     events = [FakeEvent(number) for number in range(12)]
 
@@ -186,8 +201,6 @@ async def test_letting_go_in_the_middle_acknowledges_nothing(owned: Callable[...
 
 def settings_folder(settings: Settings) -> Path:
     """Return the folder of partition 0."""
-    from pathlib import Path
-
     return Path(settings.worker.datadir) / "partition-0"
 
 
@@ -196,7 +209,7 @@ async def test_a_failing_chunk_stops_the_worker(owned: Callable[..., Lanes]) -> 
     failures: list[BaseException] = []
     pipeline = FakePipeline()
     pipeline.fault = RuntimeError("unforeseen")
-    lanes = owned({0: []}, pipeline=pipeline, failures=failures)
+    lanes = owned(pipeline, failures)
     await lanes.take_over([0])
     first, second = FakeEvent(1), FakeEvent(2)
     await lanes.put(first)
@@ -208,44 +221,133 @@ async def test_a_failing_chunk_stops_the_worker(owned: Callable[..., Lanes]) -> 
     await lanes.let_go()
 
 
-async def test_a_store_is_brought_to_the_end_of_its_changelog(owned: Callable[..., Lanes]) -> None:
-    """What is missing is merged in; taken over again, nothing is read twice."""
-    from tests.streams.test_store import TEXT
-    from xplat_stream.state import TextEntry, text_key
+async def test_a_record_that_crashes_three_times_becomes_a_dead_letter(owned: Callable[..., Lanes]) -> None:
+    """Chunk, chunk, single record: then it is condemned, and everything around it is handled."""
+    crashes = 0
+    while True:
+        failures: list[BaseException] = []
+        pipeline = FakePipeline()
+        pipeline.fault, pipeline.poison = RuntimeError("unforeseen"), 3
+        lanes = owned(pipeline, failures)
+        await lanes.take_over([0])
+        event = FakeEvent(1, 2, 3, 4)
+        await lanes.put(event)
+        await until(lambda event=event, failures=failures: bool(failures) or event.acked)
+        await lanes.let_go()
+        if event.acked:
+            break
+        crashes += 1
+    assert crashes == 3
+    assert pipeline.condemned == [3]
+    assert pipeline.handled == [[1], [2], [4]]
 
-    changelog = {2: [(text_key(TEXT), TextEntry("a").pack())]}
-    lanes = owned(changelog, pipeline=FakePipeline())
-    await lanes.take_over([2])
+
+@pytest.mark.parametrize("error", [DeliveryError("broker away", left=1), OSError(28, "No space left on device")])
+async def test_what_is_no_records_fault_is_blamed_on_none(
+    owned: Callable[..., Lanes], settings: Settings, error: Exception
+) -> None:
+    """A broker that is away and a full disk crash the worker as often as they like: no record is put aside."""
+    for _ in range(4):
+        failures: list[BaseException] = []
+        pipeline = FakePipeline()
+        pipeline.fault = error
+        lanes = owned(pipeline, failures)
+        await lanes.take_over([0])
+        await lanes.put(FakeEvent(1))
+        await until(lambda failures=failures: bool(failures))
+        await lanes.let_go()
+    assert not Suspects(Path(settings.worker.datadir))
+
+
+async def test_what_is_degraded_is_scored_again(owned: Callable[..., Lanes]) -> None:
+    """Without any new event, a batch at a time, and no user twice; chunks that come meanwhile are handled."""
+    pipeline = FakePipeline()
+    lanes = owned(pipeline)
+    await lanes.take_over([0])
     (store,) = lanes.stores
-    assert store.has_text(TEXT)
-    assert store.changelog_position() == 1
-    assert lanes._metrics.restored == 1
-    changelog[2].append((text_key(TEXT), TextEntry("a", (), 1, b"\x00\x3c").pack()))
-    await lanes.take_over([2])
-    assert lanes._metrics.restored == 2
-    assert lanes.stores[0].texts([TEXT])[TEXT].encoder == 1
+    users = [UserId(f"user-{number:03}") for number in range(300)]
+    for user in users:
+        store.put_user(user, UserState(BehaviorWindow(store.spec), Publication(revision=1, pending=True)))
+    store.write()
+    event = FakeEvent(1)
+    await lanes.put(event)
+    await until(lambda: not store.has_pending)
+    assert event.acked
+    assert [user for batch in pipeline.rescored for user in batch] == users
+    assert max(map(len, pipeline.rescored)) <= 256
     await lanes.let_go()
 
 
-async def test_a_store_ahead_of_its_changelog_is_rebuilt(owned: Callable[..., Lanes]) -> None:
-    """Where the changelog was deleted and made again, the old state is thrown away, not mixed in."""
-    from tests.streams.test_store import TEXT
-    from xplat_stream.state import TextEntry, text_key
+async def test_letting_go_during_a_take_over_starts_nothing(
+    owned: Callable[..., Lanes], changelog: FakeChangelog, settings: Settings
+) -> None:
+    """Partitions revoked while their stores are restored: no lane starts, and the stores can be opened at once."""
+    reading, may_go_on = threading.Event(), threading.Event()
 
-    changelog = {0: [(text_key(TEXT), TextEntry("a").pack())] * 3}
-    lanes = owned(changelog, pipeline=FakePipeline())
-    await lanes.take_over([0])
-    changelog[0].clear()
-    await lanes.take_over([0])
-    assert not lanes.stores[0].has_text(TEXT)
-    assert lanes.stores[0].changelog_position() == 0
+    def hold() -> None:
+        reading.set()
+        assert may_go_on.wait(PATIENCE_S)
+
+    changelog.before_batch = hold
+    lanes = owned(FakePipeline())
+    taking = asyncio.create_task(lanes.take_over([0, 1]))
+    assert await asyncio.to_thread(reading.wait, PATIENCE_S)
+    letting_go = asyncio.create_task(lanes.let_go())
+    await asyncio.sleep(0)
+    assert not letting_go.done()
+    may_go_on.set()
+    await asyncio.wait_for(asyncio.gather(taking, letting_go), PATIENCE_S)
+    assert lanes.stores == []
+    assert [span.partition for span in changelog.reads] == [0]
+    PartitionStore(settings_folder(settings), WindowSpec(), cached_users=1).close()
+
+
+async def test_the_last_take_over_counts(owned: Callable[..., Lanes], changelog: FakeChangelog) -> None:
+    """A second assignment that arrives while the first is restored ends it, and alone has lanes."""
+    reading, may_go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        reading.set()
+        assert may_go_on.wait(PATIENCE_S)
+
+    changelog.before_batch = hold
+    lanes = owned(FakePipeline())
+    first = asyncio.create_task(lanes.take_over([0, 1]))
+    assert await asyncio.to_thread(reading.wait, PATIENCE_S)
+    second = asyncio.create_task(lanes.take_over([1, 2]))
+    await asyncio.sleep(0)
+    may_go_on.set()
+    await asyncio.wait_for(asyncio.gather(first, second), PATIENCE_S)
+    assert [store.path.name for store in lanes.stores] == ["partition-1", "partition-2"]
+    assert lanes._metrics.partitions == [1, 2]
     await lanes.let_go()
+
+
+async def test_a_take_over_cut_off_leaves_no_store_open(
+    owned: Callable[..., Lanes], changelog: FakeChangelog, settings: Settings
+) -> None:
+    """A take-over whose task is cancelled leaves a thread behind; letting go waits for it and closes what it opened."""
+    reading, may_go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        reading.set()
+        assert may_go_on.wait(PATIENCE_S)
+
+    changelog.before_batch = hold
+    lanes = owned(FakePipeline())
+    taking = asyncio.create_task(lanes.take_over([0]))
+    assert await asyncio.to_thread(reading.wait, PATIENCE_S)
+    taking.cancel()
+    await asyncio.gather(taking, return_exceptions=True)
+    may_go_on.set()
+    await asyncio.wait_for(lanes.let_go(), PATIENCE_S)
+    PartitionStore(settings_folder(settings), WindowSpec(), cached_users=1).close()
 
 
 async def test_the_position_is_kept_with_the_next_write(tmp_path: Path) -> None:
     """A lane tells its store how far the changelog is, so that a restart reads only what is new."""
     store = PartitionStore(tmp_path / "p", WindowSpec(), cached_users=1)
-    lane = Lane(0, store, FakePipeline(), chunk_events=4)
+    lane = Lane(0, store, FakePipeline(), Suspects(tmp_path), settings=WorkerSettings(datadir=str(tmp_path)))
     task = asyncio.create_task(lane.run())
     event = FakeEvent(1)
     await lane.put(event)

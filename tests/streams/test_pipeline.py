@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.streams.conftest import PARTITIONS, RECEIVED_MS, Bench, user_on, without
 from xplat_stream.adapters import encode_event
-from xplat_stream.errors import DeliveryError, InvalidScores, TritonUnavailable
+from xplat_stream.errors import DeliveryError, InvalidScores
 from xplat_stream.event import UserId
 from xplat_stream.kafka.topics import PROFILES, REJECTED, REKEYED, changelog_topic
 from xplat_stream.serving.texts import TextVectors
@@ -21,9 +23,7 @@ from xplat_stream.window import BehaviorWindow, row_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import msgspec  # noqa: F401
-
-    from xplat_stream.event import Event
+    from xplat_stream.serving import HeadInputs, Release
 
 USER = UserId("user-1")
 CHANGELOG = "xplat-state-changelog"
@@ -35,7 +35,7 @@ def test_the_changelog_is_where_these_tests_look() -> None:
 
 
 async def test_effects_come_in_the_promised_order(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RocksDB, changelog, letters and strays, encoder, texts, head, profiles, and one wait for all of it at the end."""
+    """RocksDB, changelog, letters and strays, encoder, texts, head, a wait for all of it; profiles, a wait for them."""
     steps = bench.outbox.steps
     monkeypatch.setattr(bench.store, "write", _noting(bench.store.write, steps, "write"))
     monkeypatch.setattr(bench.scorer, "encode", _noting(bench.scorer.encode, steps, "encode"))
@@ -54,6 +54,8 @@ async def test_effects_come_in_the_promised_order(bench: Bench, monkeypatch: pyt
         "write",
         f"send {CHANGELOG}",
         "score",
+        "write",
+        "confirm",
         f"send {PROFILES}",
         "confirm",
     ]
@@ -230,24 +232,134 @@ async def test_a_text_is_encoded_once(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("faulty", ["encoder", "head"])
-@pytest.mark.parametrize(("script", "error"), [("reject_next", InvalidScores), ("fail_next", TritonUnavailable)])
-async def test_a_model_that_fails_leaves_the_chunk_unacknowledged(
-    bench: Bench, faulty: str, script: str, error: type[Exception]
-) -> None:
-    """The error leaves `handle` and no profile goes out; handled again, the chunk ends as it should."""
+@pytest.mark.parametrize("script", ["reject_next", "fail_next"])
+async def test_while_the_model_fails_profiles_are_degraded(bench: Bench, faulty: str, script: str) -> None:
+    """The window goes on, the last good scores are published again, and later the user is scored."""
+    bench.pipeline.release = make_release(3)
+    await bench.handle(bench.record(make_event(user_id=USER, object_title="film")))
+    getattr(bench.scorer, script)(2 if faulty == "encoder" else 1)
+    await bench.handle(
+        bench.record(make_event(user_id=USER, object_title="film" if faulty == "head" else "running shoes"))
+    )
+    first, degraded = (one.data for one in bench.profiles())
+    assert (degraded.status, degraded.revision, degraded.window.events) == ("degraded", 2, 2)
+    assert degraded.model == first.model
+    assert [(one.id, one.score) for one in degraded.interests] == [
+        (one.id, pytest.approx(one.score, abs=1e-4)) for one in first.interests
+    ]
+    assert {one.trend for one in degraded.interests} == {"steady"}
+    assert bench.store.pending(limit=9) == [USER]
+    await bench.pipeline.rescore(bench.store, bench.partition, [USER])
+    again = bench.profiles()[-1].data
+    assert (again.status, again.revision, again.window.events, again.model.release) == ("fresh", 3, 2, 3)
+    assert bench.store.pending(limit=9) == []
+    last = UserState.unpack(bench.spec, bench.states()[-1][1])
+    assert (last.publication.revision, last.pending) == (3, False)
+
+
+async def test_a_user_never_scored_is_degraded_without_interests(bench: Bench) -> None:
+    """There are no last good scores; the window is published all the same."""
     bench.pipeline.release = make_release()
-    event: Event = make_event(user_id=USER, object_title="film")
-    if faulty == "head":
-        await bench.handle(bench.record(event))
-    before = len(bench.profiles())
-    getattr(bench.scorer, script)()
-    record = bench.record(event)
-    with pytest.raises(error):
-        await bench.handle(record)
-    assert len(bench.profiles()) == before
-    await bench.handle(record)
-    assert bench.profiles()[-1].data.window.events == 1
+    bench.scorer.fail_next(2)
+    await bench.handle(bench.record(make_event(user_id=USER, object_title="film")))
+    (profile,) = (one.data for one in bench.profiles())
+    assert (profile.status, profile.interests, profile.window.events, profile.model.release) == ("degraded", (), 1, 0)
+
+
+async def test_degraded_users_survive_a_lost_host(bench: Bench) -> None:
+    """The changelog says who is still to be scored, so a rebuilt store knows them; an ordinary event scores them."""
+    bench.pipeline.release = make_release()
+    bench.scorer.fail_next(2)
+    await bench.handle(bench.record(make_event(user_id=USER, object_title="film")))
+    bench.store.close()
+    bench.store = type(bench.store)(bench.folder / "other", bench.spec, cached_users=10)
+    assert bench.store.pending(limit=9) == []
+    changelog = [(key, value) for key, value, _ in bench.outbox.on(CHANGELOG)]
+    bench.store.restore(changelog, position=len(changelog))
+    assert bench.store.pending(limit=9) == [USER]
+    await bench.handle(bench.record(make_event(user_id=USER, object_title="film")))
     assert bench.profiles()[-1].data.status == "fresh"
+    assert bench.store.pending(limit=9) == []
+
+
+async def test_one_window_the_model_cannot_score_leaves_the_others_fresh(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scored again in smaller parts: who can be scored is, and who cannot stays degraded with what is known."""
+    bench.pipeline.release = make_release()
+    users = [user_on(bench.partition, number) for number in range(9)]
+    score = bench.scorer.score
+
+    async def picky(release: Release, inputs: HeadInputs) -> Any:
+        if (inputs.action > 0).sum(axis=1).max() > 1:
+            raise InvalidScores("NaN")
+        return await score(release, inputs)
+
+    monkeypatch.setattr(bench.scorer, "score", picky)
+    events = [make_event(user_id=user) for user in users] + [make_event(user_id=users[4])]
+    await bench.handle(*map(bench.record, events))
+    assert {one.data.status for one in bench.profiles()} == {"degraded"}
+    await bench.pipeline.rescore(bench.store, bench.partition, bench.store.pending(limit=99))
+    assert bench.store.pending(limit=99) == [users[4]]
+    last = {one.data.user_id: one.data.status for one in bench.profiles()}
+    assert last == {user: "degraded" if user == users[4] else "fresh" for user in users}
+
+
+async def test_an_event_out_of_order_repairs_with_its_cause(bench: Bench) -> None:
+    """Inside the horizon and behind the newest: the profile says `late`; a duplicate of it repairs nothing more."""
+    bench.pipeline.release = make_release()
+    newest = make_event(user_id=USER)
+    early = make_event(user_id=USER, occurred_at=newest.occurred_at - 86_400_000)
+    for event in (newest, early, early, make_event(user_id=USER)):
+        await bench.handle(bench.record(event))
+    assert [one.data.cause for one in bench.profiles()] == ["behavior", "late", "behavior", "behavior"]
+    assert [one.data.window.events for one in bench.profiles()] == [1, 2, 2, 3]
+    assert bench.metrics.repaired == 1
+
+
+async def test_a_corrected_event_repairs_too(bench: Bench) -> None:
+    """The same event id with another content, sent later: both are in the window, and one of them is read."""
+    bench.pipeline.release = make_release()
+    wrong = make_event(user_id=USER, object_title="coffee")
+    right = msgspec.structs.replace(wrong, object=msgspec.structs.replace(wrong.object, title="film"))
+    for event in (wrong, make_event(user_id=USER), right):
+        await bench.handle(bench.record(event))
+    assert bench.profiles()[-1].data.cause == "late"
+    window = bench.store.user(USER).window
+    assert (len(window), window.conflicts, len(list(window.events()))) == (3, 1, 2)
+
+
+async def test_a_silent_platform_is_missing_data_and_no_lost_interest(bench: Bench) -> None:
+    """Its name is in the profile, and a score that fell meanwhile has an unknown trend instead of a falling one."""
+    bench.pipeline.release = make_release()
+    for platform in ("video", "shop"):
+        await bench.handle(bench.record(make_event(user_id=USER, platform=platform, object_title="film")))
+    bench.now_s = 61.0
+    for title in ("coffee", "guitar", "garden"):
+        await bench.handle(bench.record(make_event(user_id=USER, platform="shop", object_title=title)))
+    profile = bench.profiles()[-1].data
+    assert profile.silent == ("video",)
+    assert min(one.delta for one in profile.interests) < -0.01
+    assert {one.trend for one in profile.interests if one.delta < -0.01} == {"unknown"}
+    await bench.handle(bench.record(make_event(user_id=USER, platform="video", object_title="game")))
+    assert bench.profiles()[-1].data.silent == ()
+
+
+async def test_condemned_records_are_not_looked_at(bench: Bench) -> None:
+    """They become dead letters with the reason `crash`, byte for byte, and change no window."""
+    record = bench.record(make_event(user_id=USER))
+    await bench.pipeline.handle(bench.store, bench.partition, [record], condemned=True)
+    ((key, value, headers),) = bench.outbox.on(REJECTED)
+    assert (key, value, dict(headers)["reason"]) == (record.key, record.value, b"crash")
+    assert bench.profiles() == []
+
+
+async def test_the_changelog_is_confirmed_before_profiles_are_sent(bench: Bench) -> None:
+    """A revision that consumers have seen is in the changelog: a lost host never publishes it again."""
+    bench.outbox.fault = DeliveryError("no", left=1)
+    with pytest.raises(DeliveryError):
+        await bench.handle(bench.record(make_event(user_id=USER)))
+    assert bench.profiles() == []
 
 
 async def test_what_kafka_does_not_confirm_is_not_acknowledged(bench: Bench) -> None:
@@ -282,3 +394,25 @@ async def test_scores_do_not_depend_on_how_many_vectors_memory_holds(bench: Benc
         seen[vectors] = bench.profiles()[-1].data.interests
     assert len(tight.of(1)) <= 2
     assert [one.score for one in seen[tight]] == [one.score for one in seen[roomy]]
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_the_workers_clock_does_not_enter_the_state(
+    bench: Bench, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker an hour off writes the very same changelog: only event times and Kafka's times count."""
+    events = [make_event(user_id=USER) for _ in range(5)]
+    await bench.handle(*map(bench.record, events))
+    right = bench.states()
+
+    class Skewed(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) + timedelta(hours=hours)
+
+    monkeypatch.setattr("streams.pipeline.datetime", Skewed)
+    bench.outbox.sent.clear()
+    bench.store.close()
+    bench.store = type(bench.store)(bench.folder / "skewed", bench.spec, cached_users=10)
+    await bench.handle(*map(bench.record, events))
+    assert bench.states() == right

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from datetime import timedelta
 from functools import cache
@@ -11,18 +10,18 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rocksdict import DbClosedError, Rdict
+from rocksdict import WriteBatch
 
-from streams.store import PartitionStore, claim
+from streams.store import PartitionStore, claim, set_aside
 from tests.strategies import event_streams, publications, text_entries, windows
-from xplat_stream.errors import StateError
+from xplat_stream.errors import DamagedState, StateError
 from xplat_stream.event import TextHash, UserId
-from xplat_stream.state import Publication, TextEntry, UserState, text_key, user_key
+from xplat_stream.state import BARRIER_KEY, Publication, TextEntry, UserState, text_key, user_key
 from xplat_stream.testing import make_event
 from xplat_stream.window import BehaviorWindow, WindowSpec, row_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 SPEC = WindowSpec(per_platform=5, horizon=timedelta(days=2))
@@ -35,8 +34,7 @@ def store(tmp_path: Path) -> Iterator[PartitionStore]:
     """Yield an empty store."""
     opened = PartitionStore(tmp_path / "state" / "partition-0", SPEC, cached_users=10)
     yield opened
-    with contextlib.suppress(DbClosedError):  # some tests close it themselves
-        opened.close()
+    opened.close()
 
 
 def reopened(store: PartitionStore) -> PartitionStore:
@@ -127,6 +125,57 @@ def test_a_tombstone_takes_its_key_out(store: PartitionStore) -> None:
     assert store.user(USER) == state(2)
 
 
+def test_a_barrier_is_passed_over(store: PartitionStore) -> None:
+    """It is no state: it is not counted and not kept, and the position goes past it."""
+    assert store.restore([(BARRIER_KEY, None), (user_key(USER), state(1).pack())], position=2) == 1
+    assert store.restore([(BARRIER_KEY, None)], position=3) == 0
+    assert store.changelog_position() == 3
+    assert store.user(USER) == state(1)
+    assert BARRIER_KEY not in dict(store._iterate(b""))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        pytest.param(user_key(USER), b"\x09" + state(1).pack()[1:], "format 09; expected 01", id="state"),
+        pytest.param(user_key(USER), state(1).pack()[:16] + b"\x09", "window format is 09; expected 01", id="window"),
+        pytest.param(user_key(USER), b"\x01", "user state of 1 bytes", id="cut"),
+        pytest.param(text_key(TEXT), b"\xc1", "MessagePack", id="text"),
+        pytest.param(b"z", b"", "unknown kind b'z'", id="kind"),
+        pytest.param(b"", b"", "unknown kind b''", id="empty key"),
+    ],
+)
+@pytest.mark.parametrize("held", [False, True], ids=["new", "held"])
+def test_an_unknown_changelog_record_changes_nothing(
+    store: PartitionStore, key: bytes, value: bytes, complaint: str, *, held: bool
+) -> None:
+    """A batch with a record of another format is refused whole, and the folder stays where it is."""
+    if held:
+        store.put_user(USER, state(1))
+        store.put_text(TEXT, TextEntry("a text"))
+        store.write()
+    with pytest.raises(ValueError, match=complaint):
+        store.restore([(user_key(UserId("v")), state(2).pack()), (key, value)], position=2)
+    assert store.changelog_position() == 0
+    assert not store.user(UserId("v")).window
+    assert store.path.exists()
+
+
+def test_a_store_says_whose_it_is_and_when_it_was_written(
+    store: PartitionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both survive a restart; a new store is nobody's and empty."""
+    assert (store.identity(), store.last_written_ms(), store.is_empty()) == (None, 0, True)
+    monkeypatch.setattr("time.time_ns", lambda: 5_000_000)
+    store.mark(b"mine")
+    monkeypatch.setattr("time.time_ns", lambda: 7_000_000)
+    store.put_user(USER, state(1))
+    store.write()
+    again = reopened(store)
+    assert (again.identity(), again.last_written_ms(), again.is_empty()) == (b"mine", 7, False)
+    again.close()
+
+
 def test_memory_is_bounded(store: PartitionStore) -> None:
     """Past `cached_users` the longest-held windows leave memory; they are read from disk as before."""
     for number in range(25):
@@ -150,17 +199,120 @@ def test_a_folded_window_comes_back_byte_for_byte(tmp_path_factory: pytest.TempP
     store.close()
 
 
-def test_a_corrupt_database_is_set_aside(store: PartitionStore) -> None:
-    """A store RocksDB calls corrupt is renamed, not deleted, and an empty one takes its place, to be restored."""
-    store.put_user(USER, state(1))
+def many(store: PartitionStore) -> None:
+    """Fill a store so that its users lie in one SST file, and close it."""
+    for number in range(200):
+        store.put_user(UserId(f"u{number}"), UserState(state(number).window, Publication(number, 1, (7,) * 500)))
     store.write()
+    store._db.flush()
     store.close()
-    (store.path / "CURRENT").write_bytes(b"nonsense\n")
-    again = PartitionStore(store.path, SPEC, cached_users=10)
-    assert again.changelog_position() == 0
-    assert not again.user(USER).window
+
+
+def sst(store: PartitionStore) -> Path:
+    """Return the largest SST file."""
+    return max(store.path.glob("*.sst"), key=lambda file: file.stat().st_size)
+
+
+def flip(file: Path) -> None:
+    """Turn one bit of a file's first kilobyte, where users lie."""
+    raw = bytearray(file.read_bytes())
+    raw[500] ^= 1
+    file.write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda store: os.truncate(sst(store), 1000), id="SST cut"),
+        pytest.param(lambda store: sst(store).unlink(), id="SST gone"),
+        pytest.param(lambda store: next(store.path.glob("MANIFEST*")).write_bytes(b""), id="MANIFEST empty"),
+        pytest.param(lambda store: next(store.path.glob("MANIFEST*")).unlink(), id="MANIFEST gone"),
+        pytest.param(lambda store: (store.path / "CURRENT").unlink(), id="CURRENT gone"),
+        pytest.param(lambda store: (store.path / "CURRENT").write_bytes(b"nonsense\n"), id="CURRENT nonsense"),
+    ],
+)
+def test_damage_found_at_the_start_is_set_aside(
+    store: PartitionStore, spoil: Callable[[PartitionStore], object]
+) -> None:
+    """The folder is renamed, not deleted, one line says so, and what is opened next is new: position 0, no users."""
+    store.reached(7)
+    many(store)
+    spoil(store)
+    with pytest.raises(
+        DamagedState, match=r"state is damaged: .*partition-0\).*set aside as partition-0.corrupt-\d{8}T"
+    ):
+        PartitionStore(store.path, SPEC, cached_users=10)
+    assert not store.path.exists()
     assert len(list(store.path.parent.glob("partition-0.corrupt-*"))) == 1
+    again = PartitionStore(store.path, SPEC, cached_users=10)
+    assert again.is_empty()
+    assert again.changelog_position() == 0
     again.close()
+
+
+READS: dict[str, Callable[[PartitionStore], object]] = {
+    "user": lambda store: [store.user(UserId(f"u{number}")) for number in range(200)],
+    "restore": lambda store: store.restore(
+        [(user_key(UserId(f"u{number}")), state(1).pack()) for number in range(200)], position=1
+    ),
+    "iterate": lambda store: list(store._iterate(b"w")),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_damage_found_while_reading_is_set_aside(
+    store: PartitionStore, read: Callable[[PartitionStore], object]
+) -> None:
+    """One flipped bit is found by whatever reads it; nothing that it changed is ever returned, nor an end too early."""
+    many(store)
+    flip(sst(store))
+    damaged = PartitionStore(store.path, SPEC, cached_users=1)
+    with pytest.raises(DamagedState, match=r"block checksum mismatch.*set aside as partition-0\.corrupt-"):
+        read(damaged)
+    assert not store.path.exists()
+    damaged.close()
+    PartitionStore(store.path, SPEC, cached_users=1).close()
+
+
+@pytest.mark.parametrize("key", [user_key(USER), text_key(TEXT)], ids=["user", "text"])
+def test_a_value_that_cannot_be_read_is_damage(store: PartitionStore, key: bytes) -> None:
+    """RocksDB gives it back faithfully, but nothing this version writes looks like that."""
+    batch = WriteBatch(raw_mode=True)
+    batch.put(key, b"\xc1")
+    store._db.write(batch)
+    with pytest.raises(DamagedState, match=r"set aside as partition-0\.corrupt-"):
+        (store.user(USER), store.texts([TEXT]))
+    assert not store.path.exists()
+
+
+def test_a_full_disk_is_not_damage(store: PartitionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line names folder, cause and what to do; the folder stays, and what was put is still there to be written."""
+
+    class Full:
+        def write(self, _: WriteBatch) -> None:
+            message = f"IO error: No space left on device: While appending to file: {store.path}/000008.log: No space"
+            raise Exception(message)  # noqa: TRY002 - as rocksdict does
+
+    store.put_user(USER, state(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_db", Full())
+        with pytest.raises(DamagedState, match=r"No space left on device \(.*partition-0\).* Free space") as caught:
+            store.write()
+    assert "000008.log" not in str(caught.value)
+    assert caught.value.exit_code == 74
+    assert store.path.exists()
+    assert dict(store.write()) == {user_key(USER): state(1).pack()}
+
+
+def test_only_the_newest_folders_set_aside_are_kept(tmp_path: Path) -> None:
+    """Three of each partition, whatever they were set aside for; other partitions' are left alone."""
+    other = tmp_path / "partition-10"
+    other.mkdir()
+    kept = [set_aside(other, "corrupt")]
+    for why in ("corrupt", "stale", "foreign", "ahead", "corrupt"):
+        (tmp_path / "partition-1").mkdir()
+        kept.append(set_aside(tmp_path / "partition-1", why))
+    assert sorted(tmp_path.iterdir()) == sorted([kept[0], *kept[-3:]])
 
 
 def test_a_store_that_another_process_has_open_is_refused(store: PartitionStore) -> None:
@@ -169,11 +321,18 @@ def test_a_store_that_another_process_has_open_is_refused(store: PartitionStore)
         PartitionStore(store.path, SPEC, cached_users=10)
 
 
-def test_a_destroyed_store_leaves_nothing(store: PartitionStore) -> None:
-    """Its folder is gone; RocksDB can make a new one in the same place."""
-    store.destroy()
-    assert not store.path.exists()
-    Rdict(str(store.path)).close()
+def test_a_folder_that_may_not_be_written_is_refused(store: PartitionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no damage and no other worker: a person has to act, and nothing is renamed."""
+
+    def refuse(*_: object) -> None:
+        message = f"IO error: While lock file: {store.path}/LOCK: Permission denied"
+        raise Exception(message)  # noqa: TRY002 - as rocksdict does
+
+    store.close()
+    monkeypatch.setattr("streams.store.Rdict", refuse)
+    with pytest.raises(StateError, match=r"Permission denied .*partition-0.*XPLAT_WORKER__DATADIR"):
+        PartitionStore(store.path, SPEC, cached_users=10)
+    assert store.path.exists()
 
 
 def test_a_folder_is_claimed_once(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from streams import switch as switch_module
 from streams.switch import ReleaseSwitch
-from xplat_stream.errors import OperatorError, ReleaseError
+from xplat_stream.errors import ReleaseError, TritonUnavailable
 from xplat_stream.kafka.codec import Announcement, encode_announcement
+from xplat_stream.serving import CircuitBreaker
 from xplat_stream.testing import make_event, make_release
 
 if TYPE_CHECKING:
@@ -46,18 +47,27 @@ def make_switch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     async def is_ready(_: Release | None = None) -> bool:
         return bool(ready)
 
+    async def require_ready() -> None:
+        if not away:
+            return
+        raise TritonUnavailable("away", where="here", expected="one", fix="Start it.")
+
     ready: list[bool] = []
+    away = bench.away
 
     def make(*releases: Release, active: Announcement | None = None, loaded: bool = True) -> ReleaseSwitch:
         ready[:] = [True] * loaded
         value = None if active is None else encode_announcement(active)
         monkeypatch.setattr(switch_module, "latest_value", lambda *_: value)
         monkeypatch.setattr(bench.scorer, "is_ready", is_ready, raising=False)
+        monkeypatch.setattr(bench.scorer, "require_ready", require_ready, raising=False)
         scorer: Any = bench.scorer
+        breaker = bench.breaker = CircuitBreaker(scorer)
         return ReleaseSwitch(
             bench.settings,
             repository=FakeRepository(*releases),
             scorer=scorer,
+            breaker=breaker,
             vectors=bench.vectors,
             pipeline=bench.pipeline,
             stores=lambda: [bench.store],
@@ -82,17 +92,32 @@ async def test_the_active_release_is_taken_up_at_the_start(
     assert bench.pipeline.release.number == bench.metrics.release == 4
 
 
-@pytest.mark.parametrize(
-    ("releases", "loaded", "error"),
-    [((), True, ReleaseError), ((make_release(4),), False, OperatorError)],
-    ids=["altered", "not loaded"],
-)
-async def test_a_worker_does_not_start_on_a_release_it_cannot_use(
-    make_switch: Callable[..., ReleaseSwitch], releases: tuple[Release, ...], error: type[Exception], *, loaded: bool
-) -> None:
+async def test_a_worker_does_not_start_on_an_altered_release(make_switch: Callable[..., ReleaseSwitch]) -> None:
     """At the start there is none to stay with, so the operator is told."""
-    with pytest.raises(error):
-        await make_switch(*releases, active=announced(4), loaded=loaded).start()
+    with pytest.raises(ReleaseError):
+        await make_switch(active=announced(4)).start()
+
+
+async def test_a_worker_starts_while_the_model_server_is_away(
+    bench: Bench, make_switch: Callable[..., ReleaseSwitch]
+) -> None:
+    """It is on the active release, and profiles are degraded until the server has it."""
+    await make_switch(make_release(4), active=announced(4), loaded=False).start()
+    assert bench.pipeline.release is not None
+    assert not bench.breaker.closed
+
+
+async def test_a_release_announced_while_the_server_is_away_is_taken_up_later(
+    bench: Bench, make_switch: Callable[..., ReleaseSwitch]
+) -> None:
+    """The announcement is not settled until the server could be asked."""
+    switch = make_switch(make_release(1), make_release(2), active=announced(1))
+    await switch.start()
+    bench.away.append(True)
+    assert not await switch._follow_one(encode_announcement(announced(2)))
+    bench.away.clear()
+    assert await switch._follow_one(encode_announcement(announced(2)))
+    assert bench.metrics.release == 2
 
 
 async def test_a_release_that_cannot_be_used_leaves_the_one_in_use(

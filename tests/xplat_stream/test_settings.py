@@ -32,6 +32,8 @@ def test_the_defaults_are_pinned(tmp_path: Path) -> None:
             "cached_users": 50_000,
             "publish_timeout_s": 30.0,
             "metadata_interval_s": 5.0,
+            "stall_timeout_s": 120.0,
+            "silence_s": 900.0,
         },
         "triton": {"url": "127.0.0.1:8001", "deadline_s": 10.0, "encoder_batch": 8, "head_batch": 64},
         "model": {"repository": "model_repo", "taxonomy": "", "max_interests": 10},

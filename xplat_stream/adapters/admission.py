@@ -27,6 +27,7 @@ REASONS: Final[dict[str, str]] = {
     "time_range": "the event is dated before 1970 or after its own record",
     "bad_key": "the record has no usable key",
     "key_mismatch": "the record's key is not the event's user",
+    "crash": "handling the record crashed the worker three times in a row",
 }
 """Every dead-letter reason, with its meaning."""
 

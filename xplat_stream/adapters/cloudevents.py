@@ -19,7 +19,7 @@ EVENT_TYPE: Final = "org.xplat.behavior.v1"
 CONTENT_TYPE: Final = "application/cloudevents+json"
 
 _HASH: Final = "%23"
-"""A ``#`` of a CloudEvents id in an event id: the last real one there ends the source, so no two events share a name."""
+"""A ``#`` of a CloudEvents id, as an event id has it: the last real ``#`` there is the one between source and id."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_MS = 86_400_000

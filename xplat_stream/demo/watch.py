@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SHOWN_USERS = 6
 _SHOWN_INTERESTS = 3
 _RECENT_S = 5.0
-_ARROWS = {"rising": "[green]↑[/]", "falling": "[red]↓[/]", "steady": " ", "new": "[cyan]+[/]"}
+_ARROWS = {"rising": "[green]↑[/]", "falling": "[red]↓[/]", "steady": " ", "new": "[cyan]+[/]", "unknown": "?"}
 
 
 class ProfileWatch(threading.Thread):

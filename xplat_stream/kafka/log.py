@@ -5,7 +5,8 @@ Used wherever the log is the truth: state recovery, `xplat verify`, training, lo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -14,6 +15,7 @@ from xplat_stream.errors import DeliveryError, RejectedEvent
 from xplat_stream.kafka.topics import (
     ANSWER_S,
     QUIET,
+    REKEYED,
     behavior_topic,
     kafka_unavailable,
     partition_counts,
@@ -30,6 +32,11 @@ if TYPE_CHECKING:
 _BATCH = 2000
 _POLL_S = 0.05
 """librdkafka waits this long for a batch to become full, also when the end of the log is reached already."""
+
+
+_COORDINATOR_MOVES: Final = frozenset(
+    {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE}
+)
 
 
 class Span(NamedTuple):
@@ -142,6 +149,28 @@ def positions(consumer: Consumer, partitions: Sequence[TopicPartition], *, at_en
         marks = consumer.get_watermark_offsets(one, timeout=ANSWER_S)
         ends.append(TopicPartition(one.topic, one.partition, marks[1] if marks else OFFSET_END))
     return ends
+
+
+def committed(settings: Settings) -> list[TopicPartition]:
+    """Return what the worker group has committed in every partition it reads; the offset is negative where nothing.
+
+    Waits while the group's coordinator is being found or moved. Raises `KafkaUnavailable`.
+    """
+    counts = partition_counts(settings)
+    topics = [topic for topic in counts if platform_of(topic) or topic == REKEYED]
+    wanted = [TopicPartition(topic, number) for topic in topics for number in range(counts[topic])]
+    consumer = Consumer({"bootstrap.servers": settings.kafka.bootstrap, "group.id": settings.worker.app, **QUIET})
+    deadline = time.monotonic() + ANSWER_S
+    try:
+        while True:
+            try:
+                return list(consumer.committed(wanted, timeout=ANSWER_S))
+            except KafkaException as error:
+                if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() > deadline:
+                    raise kafka_unavailable(settings, error) from error
+            time.sleep(_POLL_S)
+    finally:
+        consumer.close()
 
 
 def latest_value(settings: Settings, topic: str, partition: int, key: bytes) -> bytes | None:

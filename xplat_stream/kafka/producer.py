@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from confluent_kafka import KafkaError, Message, Producer
@@ -33,6 +34,7 @@ class EventProducer:
     """
 
     def __init__(self, settings: Settings, **overrides: Any) -> None:
+        self._pid = os.getpid()
         self.delivered = 0
         self.failed = 0
         self.last_error: KafkaError | None = None
@@ -60,7 +62,13 @@ class EventProducer:
         self.send_raw(behavior_topic(event.platform), event.user_id.encode(), value, patience_s=patience_s)
 
     def send_raw(self, topic: str, key: bytes | None, value: bytes | None, *, patience_s: float = 60.0) -> None:
-        """Queue a record that is already encoded. See `send`."""
+        """Queue a record that is already encoded. See `send`.
+
+        Raises `DeliveryError` also in a process forked from the one that made the producer.
+        """
+        if os.getpid() != self._pid:
+            message = "this producer is another process's, whose threads did not come along: make one after the fork"
+            raise DeliveryError(message, left=0)
         waited = 0.0
         while True:
             try:

@@ -26,6 +26,12 @@ class Scorer(Protocol):
         Raises `TritonUnavailable`, `InvalidScores`.
         """
 
+    async def check_golden(self, release: Release) -> None:
+        """Ask the release's golden requests.
+
+        Raises `ReleaseError` when an answer differs, `TritonUnavailable`, `InvalidScores`.
+        """
+
     async def score(self, release: Release, inputs: HeadInputs) -> NDArray[np.float32]:
         """Return calibrated label scores in [0, 1], shape (users, labels), in order.
 

@@ -1,0 +1,94 @@
+"""What the benchmarks run in: a stack of their own, and worker processes that live until something is true."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from benchmarks.events import PLATFORM
+from xplat_stream import local
+from xplat_stream.errors import StackError
+from xplat_stream.settings import LocalSettings, ModelSettings, Settings, WorkerSettings, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_PATIENCE_S: Final = 300.0
+
+
+@contextmanager
+def private_stack(report: Callable[[str], None]) -> Iterator[tuple[Settings, Path]]:
+    """Yield the settings of a running stack, for one worker and the platform `bench`, and its folder.
+
+    Raises `StackError`.
+    """
+    with tempfile.TemporaryDirectory(prefix="xplat-bench-") as folder:
+        home = Path(folder)
+        worker = WorkerSettings(datadir=str(home / "worker"))
+        settings = Settings(
+            platforms=(PLATFORM,),
+            local=LocalSettings(home=str(home)),
+            worker=worker,
+            model=ModelSettings(repository=str(home / "models")),
+        )
+        state = local.up(settings, report=report)
+        try:
+            running = load_settings({"XPLAT_LOCAL__HOME": str(home)}, folder=home)
+            yield msgspec.structs.replace(running, platforms=(PLATFORM,), worker=worker), home
+        finally:
+            del state
+            local.down(settings, report=report)
+
+
+def environment(settings: Settings, home: Path) -> dict[str, str]:
+    """Return the environment of a worker of this project and of the stock one."""
+    return {
+        **os.environ,
+        "XPLAT_KAFKA__BOOTSTRAP": settings.kafka.bootstrap,
+        "XPLAT_TRITON__URL": settings.triton.url,
+        "XPLAT_PLATFORMS": PLATFORM,
+        "XPLAT_WORKER__DATADIR": settings.worker.datadir,
+        "XPLAT_LOCAL__HOME": str(home),
+        "BENCH_BOOTSTRAP": settings.kafka.bootstrap,
+        "BENCH_DATADIR": str(home / "stock"),
+        "BENCH_PARTITIONS": str(settings.kafka.partitions),
+    }
+
+
+def run_until(
+    until: Callable[[], bool], module: str, environment: dict[str, str], output: Path, *, loglevel: str = "warn"
+) -> float:
+    """Run a Faust worker until a condition holds, stop it, and return its CPU seconds. Raises `StackError`."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    arguments = [sys.executable, "-m", "faust", "-A", module, "-L", "uvloop", "worker", "--without-web", "-l", loglevel]
+    with output.open("wb") as written:
+        process = subprocess.Popen(arguments, env=environment, stdout=written, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + _PATIENCE_S
+    try:
+        while not (done := until()) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if not done:
+        raise StackError(
+            f"{module} did not finish",
+            where=str(output),
+            expected=f"an end within {_PATIENCE_S:.0f} s",
+            fix=output.read_text(errors="replace").strip().rpartition("\n")[2][:300],
+        )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
