@@ -119,7 +119,7 @@ class Fleet:
                 slot.worker.kill_line()
                 self._exits["SIGTERM ignored"] += 1
             else:
-                if code:
+                if code not in {0, -signal.SIGTERM}:  # SIGTERM ends one that has no handler yet
                     self._exits[_name(code)] += 1
 
     @contextmanager
