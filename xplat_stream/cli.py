@@ -6,9 +6,11 @@ in the packages they belong to, so that `xplat tail` never imports torch and the
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -17,6 +19,7 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from xplat_stream.errors import EXIT_OPERATOR, EXIT_SOFTWARE, DataError, OperatorError, XplatError
 from xplat_stream.event import UserId
@@ -36,6 +39,8 @@ app = typer.Typer(
 )
 topics_app = typer.Typer(help="The Kafka topics.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
+rejected_app = typer.Typer(help="The dead letters: records that no worker could admit.", no_args_is_help=True)
+app.add_typer(rejected_app, name="rejected")
 console = Console()
 errors = Console(stderr=True)
 
@@ -234,17 +239,15 @@ def tail(
             if json:
                 _print_json({"user_id": change.user_id, "profile": change.record})
             elif change.record is None:
-                console.print(f"{change.user_id}  erased", markup=False)
+                console.print(_plain(f"{change.user_id}  erased"))
             else:
                 profile = change.record.data
                 top = "  ".join(f"{one.slug} {one.score:.2f} {_ARROWS[one.trend]}" for one in profile.interests[:4])
-                console.print(
+                line = (
                     f"{profile.as_of:%H:%M:%S} {profile.user_id} r{profile.revision} {profile.status} "
-                    f"{sum(profile.window.platforms.values())} events  {top}",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
+                    f"{sum(profile.window.platforms.values())} events  {top}"
                 )
+                console.print(_plain(line), soft_wrap=True)
             shown += 1
             if shown == limit:
                 return
@@ -270,14 +273,17 @@ def show(user: Annotated[str, typer.Argument(help="User id.")], json: Json = Fal
         return
     profile = record.data
     console.print(
-        f"[bold]{user}[/]  revision {profile.revision}  {profile.status}  release {profile.model.release}  "
-        f"as of {profile.as_of:%Y-%m-%d %H:%M:%S}Z  {profile.window.platforms}",
-        highlight=False,
+        Text.assemble(
+            (_escaped(user), "bold"),
+            f"  revision {profile.revision}  {profile.status}  release {profile.model.release}  "
+            f"as of {profile.as_of:%Y-%m-%d %H:%M:%S}Z  {profile.window.platforms}",
+        )
     )
     table = Table("rank", "interest", "score", "moved", "because of")
     for one in profile.interests:
         because = "; ".join(f"{e.count}× {e.action} on {e.platform}: {e.example}" for e in one.evidence)
-        table.add_row(str(one.rank), one.label, f"{one.score:.3f}", f"{one.delta:+.3f} {one.trend}", because)
+        moved = f"{one.delta:+.3f} {one.trend}"
+        table.add_row(*map(_plain, (str(one.rank), one.label, f"{one.score:.3f}", moved, because)))
     console.print(table)
 
 
@@ -298,6 +304,120 @@ def verify(
         console.print(_table_of({**msgspec.to_builtins(verdict), "verdict": "exact" if verdict.exact else "NOT EXACT"}))
     if not verdict.exact:
         raise typer.Exit(1)
+
+
+Reason = Annotated[str, typer.Option(help="Only letters of this reason.")]
+SourceTopic = Annotated[str, typer.Option(help="Only letters from this topic.")]
+
+
+@rejected_app.command("list")
+def rejected_list(json: Json = False) -> None:
+    """Count the dead letters by reason and topic, with what each reason means."""
+    from xplat_stream.rejected import list_rejected
+
+    listing = list_rejected(load_settings())
+    if json:
+        _print_json(listing)
+        return
+    for one in listing.counts:
+        last = f"{one.last_at:%Y-%m-%d %H:%M:%S}Z"
+        console.print(
+            Text.assemble(
+                (_escaped(one.reason), "bold"),
+                f"  {_escaped(one.topic)}  {one.letters} letters, {one.replayed} replayed, last {last}\n",
+                f"  {one.meaning}",
+            ),
+            soft_wrap=True,
+        )
+    foreign = f", {listing.foreign} records that no worker wrote" if listing.foreign else ""
+    console.print(f"{listing.letters} letters, {listing.replayed} replayed{foreign}", highlight=False)
+
+
+@rejected_app.command("show")
+def rejected_show(
+    reason: Reason = "",
+    topic: SourceTopic = "",
+    limit: Annotated[int, typer.Option(min=1, help="Most letters; the newest are shown, the newest last.")] = 10,
+    offset: Annotated[str, typer.Option(help="Only the letter of the record at TOPIC:PARTITION:OFFSET.")] = "",
+    json: Json = False,
+) -> None:
+    """Explain single dead letters: reason, detail, where the record lies and its bytes."""
+    from xplat_stream.adapters import REASONS
+    from xplat_stream.rejected import find_rejected, select
+
+    for found in find_rejected(load_settings(), select(reason, topic, offset), limit=limit):
+        letter, origin = found.letter, found.letter.origin
+        if json:
+            _print_json(
+                {
+                    "reason": letter.reason,
+                    "meaning": REASONS.get(letter.reason),
+                    "detail": letter.detail,
+                    "origin": origin._asdict(),
+                    "key": _base64(letter.key),
+                    "value": _base64(letter.value),
+                    "cut_from": letter.cut_from,
+                    "written_at": found.written_at,
+                    "replayed": found.replayed,
+                }
+            )
+            continue
+        received = f"{datetime.fromtimestamp(origin.received_at_ms / 1000, UTC):%Y-%m-%d %H:%M:%S}Z"
+        console.print(
+            Text.assemble(
+                (_escaped(letter.reason), "bold"),
+                f"  {_escaped(letter.place)}  received {received}{'  replayed' if found.replayed else ''}\n",
+                f"  {REASONS.get(letter.reason, 'not known to this version')}\n",
+                f"  detail  {_escaped(letter.detail)}\n",
+                f"  key     {_shortened(letter.key)}\n",
+                f"  value   {_shortened(letter.value, whole=letter.cut_from)}\n",
+            ),
+            soft_wrap=True,
+        )
+
+
+@rejected_app.command("replay")
+def rejected_replay(
+    reason: Reason = "",
+    topic: SourceTopic = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be published; publish nothing.")] = False,
+    key_from_event: Annotated[
+        bool, typer.Option("--key-from-event", help="Where the key is what is wrong, use the event's own user.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Publish the dead letters again that can be admitted now, each once however often this is run."""
+    from xplat_stream.rejected import replay_rejected, select
+
+    done = replay_rejected(load_settings(), select(reason, topic), key_from_event=key_from_event, dry_run=dry_run)
+    if json:
+        _print_json(done)
+    else:
+        console.print(_table_of(msgspec.to_builtins(done)))
+
+
+_SHOWN_CHARS = 240
+
+
+def _escaped(text: str) -> str:
+    """Return what a terminal can show: control and other invisible characters as escapes."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def _plain(text: str) -> Text:
+    """Return text of other people's: no markup, no emoji codes, nothing that moves the cursor."""
+    return Text(_escaped(text))
+
+
+def _shortened(raw: bytes | None, *, whole: int | None = None) -> str:
+    if raw is None:
+        return "none"
+    start = _escaped(raw[:_SHOWN_CHARS].decode("utf-8", "backslashreplace"))
+    return f"{start}{'…' if (whole or len(raw)) > _SHOWN_CHARS else ''} ({whole or len(raw)} bytes)"
+
+
+def _base64(raw: bytes | None) -> str | None:
+    return None if raw is None else base64.b64encode(raw).decode()
 
 
 @app.command()
@@ -333,7 +453,7 @@ def _print_json(value: Any) -> None:
 def _table_of(values: dict[str, Any]) -> Table:
     table = Table(show_header=False)
     for name, value in values.items():
-        table.add_row(name, value if isinstance(value, str) else msgspec.json.encode(value).decode())
+        table.add_row(name, _plain(value if isinstance(value, str) else msgspec.json.encode(value).decode()))
     return table
 
 

@@ -49,6 +49,8 @@ class Verdict(msgspec.Struct, frozen=True):
     differing: int
     """Users whose last window or last profile is not, byte for byte, what the log gives."""
     profiles: int
+    conflicts: int = 0
+    """Events in the log's windows that share their id with one of other content: both are kept, readers see one."""
     examples: tuple[str, ...] = ()
     """Up to ten of those users, with what differs."""
 
@@ -123,6 +125,7 @@ def verify(settings: Settings, *, report: Callable[[str], None] = lambda _: None
         extra,
         len(differing),
         len(digests),
+        sum(window.conflicts for window in windows.values()),
         tuple(f"{key.decode()}: {why}" for key, why in sorted(differing.items())[:10]),
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import shutil
 import signal
@@ -14,7 +13,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from confluent_kafka import Producer
@@ -33,18 +32,16 @@ from tests.integration.conftest import (
 )
 from xplat_stream.adapters import encode_event
 from xplat_stream.errors import ReleaseError
-from xplat_stream.event import Event, Millis
+from xplat_stream.event import Millis
 from xplat_stream.kafka import EventProducer
 from xplat_stream.kafka.consumer import partition_for
-from xplat_stream.kafka.topics import QUIET, REJECTED, REKEYED, behavior_topic, create_topics
+from xplat_stream.kafka.topics import QUIET, REKEYED, behavior_topic, create_topics
 from xplat_stream.serving import ModelRepository, TritonScorer
 from xplat_stream.serving.releases import ENCODER, HEAD, MODEL_FILE
 from xplat_stream.testing import make_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from confluent_kafka import Message
 
     from xplat_stream.settings import Settings
 
@@ -84,88 +81,6 @@ def test_profiles_carry_window_and_revision(group: Settings, start_worker: Calla
         revisions = [one.data.revision for one in mine if one.data.user_id == user]
         assert revisions == sorted(set(revisions))
         assert [one.data.window.events for one in mine if one.data.user_id == user][-1] == 12
-
-
-def _altered(user: str, change: Callable[[dict[str, Any]], None]) -> bytes:
-    envelope = json.loads(encode_event(make_event(user_id=user)))
-    change(envelope)
-    return json.dumps(envelope).encode()
-
-
-def _good(user: str) -> bytes:
-    return encode_event(make_event(user_id=user))
-
-
-def _replacing(path: str, value: object) -> Callable[[dict[str, Any]], None]:
-    def change(envelope: dict[str, Any]) -> None:
-        *parents, last = path.split(".")
-        for parent in parents:
-            envelope = envelope[parent]
-        if value is None:
-            del envelope[last]
-        else:
-            envelope[last] = value
-
-    return change
-
-
-BAD: dict[str, tuple[str, str | None, Callable[[str], bytes | None]]] = {
-    "null-value": ("empty", "bad", lambda _: None),
-    "empty-record": ("empty", "bad", lambda _: b""),
-    "bad-byte": ("encoding", "bad", lambda user: _good(user).replace(b"Thing", b"\xff\xfe")),
-    "truncated-json": ("syntax", "bad", lambda user: _good(user)[:-20]),
-    "two-documents": ("syntax", "bad", lambda user: _good(user) * 2),
-    "not-json": ("syntax", "bad", lambda _: b"\x00\x00\x00\x00\x01avro"),
-    "deep-json": ("depth", "bad", lambda user: _good(user)[:-1] + b',"x":' + b"[" * 9000 + b"]" * 9000 + b"}"),
-    "wrong-type": ("type", "bad", lambda user: _altered(user, _replacing("data.action", 7))),
-    "missing-field": ("missing_field", "bad", lambda user: _altered(user, _replacing("data.action", None))),
-    "unknown-action": ("unknown_action", "bad", lambda user: _altered(user, _replacing("data.action", "teleport"))),
-    "unknown-type": ("unknown_type", "bad", lambda user: _altered(user, _replacing("type", "org.other.v9"))),
-    "bad-object-type": ("value", "bad", lambda user: _altered(user, _replacing("data.object.type", "thing"))),
-    "year-9999": ("time_range", "bad", lambda user: _altered(user, _replacing("time", "9999-12-31T23:59:59Z"))),
-    "before-1970": ("time_range", "bad", lambda user: _altered(user, _replacing("time", "1969-07-20T20:17:00Z"))),
-    "no-time-zone": ("value", "bad", lambda user: _altered(user, _replacing("time", "2026-01-01T00:00:00"))),
-    "one-mebibyte": ("size", "bad", lambda user: _good(user) + b" " * (1 << 20)),
-    "other-platform": ("platform_mismatch", "bad", lambda user: _altered(user, _replacing("data.platform", "video"))),
-    "other-key": ("key_mismatch", "someone-else", _good),
-    "no-key": ("bad_key", None, _good),
-    "empty-key": ("bad_key", "", _good),
-    "long-key": ("bad_key", "k" * 2000, _good),
-}
-
-
-def test_every_bad_record_becomes_a_letter_and_good_ones_count(
-    group: Settings, start_worker: Callable[..., Worker], subtests: pytest.Subtests
-) -> None:
-    """Each kind of bad record ends in `behavior.rejected.v1`, byte for byte, with its reason; nothing stops."""
-    worker = start_worker(group).ready()
-    pid = worker.process.pid
-    sent: dict[str, bytes | None] = {}
-    good: list[Event] = []
-    with EventProducer(group, **{"message.max.bytes": 4 << 20}) as producer:
-        for name, (_, key, make) in BAD.items():
-            sent[name] = make("bad")
-            producer.send_raw(behavior_topic("shop"), None if key is None else key.encode(), sent[name])
-            good.append(make_event(user_id=f"good-{name}"))
-            producer.send(good[-1])
-    assert_exact(group)
-    letters: list[Message] = records(group, REJECTED)
-    for name, (reason, _, _) in BAD.items():
-        with subtests.test(name):
-            headers = [
-                dict(letter.headers())
-                for letter in letters
-                if (letter.value() or b"") == (sent[name] or b"")
-                and (sent[name] is None) == ("null" in dict(letter.headers()))
-            ]
-            twins = sum(other[0] == reason and sent[key] == sent[name] for key, other in BAD.items())
-            assert [header["reason"].decode() for header in headers] == [reason] * max(1, twins)
-            assert headers[0]["topic"] == b"behavior.shop.v1"
-            assert headers[0]["offset"].isdigit()
-    published = {one.data.user_id for one in profiles(group)}
-    assert {event.user_id for event in good} <= published
-    assert worker.running
-    assert worker.process.pid == pid
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["same disk", "state folder gone"])

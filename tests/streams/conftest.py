@@ -181,9 +181,9 @@ class Bench:
             }
         return SimpleNamespace(**{**made, **fields})
 
-    async def handle(self, *records: SimpleNamespace, partition: int | None = None) -> int:
+    async def handle(self, *records: SimpleNamespace, partition: int | None = None) -> None:
         """Handle one chunk."""
-        return await self.pipeline.handle(self.store, self.partition if partition is None else partition, records)
+        await self.pipeline.handle(self.store, self.partition if partition is None else partition, records)
 
     def profiles(self) -> list[ProfileRecord]:
         """Return the profiles published, in order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -223,3 +224,64 @@ async def test_stopping_the_flow_waits_for_the_fetch_under_way(
     assert not waiting.done()
     answer.set_result({})
     await asyncio.wait_for(asyncio.gather(fetch, waiting), 5)
+
+
+async def test_what_is_fetched_after_a_rebalance_is_delivered(
+    consumer: ChunkConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop began to wait for the flow under the old assignment; what it fetches then is of the new one."""
+    sink = _Sink(consumer)
+    fetches: list[dict[TP, Any]] = [{SHOP: raw_records(5, 6)}]
+    delivered = asyncio.Event()
+
+    async def getmany(*_: Any, **__: Any) -> dict[TP, Any]:
+        if fetches:
+            return fetches.pop()
+        delivered.set()
+        await asyncio.Event().wait()
+        return {}
+
+    monkeypatch.setattr(type(consumer).__mro__[1], "_getmany", getmany)
+    consumer.resume_partitions({SHOP})
+    consumer.stop_flow()
+    draining = asyncio.create_task(consumer._drain_messages(SimpleNamespace(should_stop=False)))
+    await asyncio.sleep(0)
+    consumer.app.consumer_generation_id = GENERATION + 1
+    consumer._read_offset[SHOP] = 5
+    consumer.resume_flow()
+    await asyncio.wait_for(delivered.wait(), 5)
+    assert sink.offsets == [[5, 6]]
+    draining.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await draining
+
+
+async def test_records_skipped_at_the_end_of_the_log_are_read_again(
+    consumer: ChunkConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No later record shows the gap: a position that stays ahead of what was delivered does. Once, for markers stay."""
+    _Sink(consumer)
+    sought: list[int] = []
+    position = 9
+
+    async def seek(_: TP, offset: int) -> None:
+        sought.append(offset)
+
+    async def stands(_: TP) -> int:
+        return position
+
+    monkeypatch.setattr(consumer, "_seek", seek)
+    monkeypatch.setattr(consumer, "position", stands)
+    monkeypatch.setattr(consumer, "assignment", lambda: {SHOP})
+    consumer._read_offset[SHOP] = 5
+    await consumer.read_skipped()
+    assert sought == []
+    await consumer.read_skipped()
+    assert sought == [5]
+    await consumer._deliver(SHOP, raw_records(5, 6), GENERATION)
+    for _ in range(4):
+        await consumer.read_skipped()
+    assert sought == [5, 7]
+    position = 7
+    await consumer.read_skipped()
+    assert sought == [5, 7]

@@ -15,7 +15,7 @@ from xplat_stream.event import CLOCK_TOLERANCE_MS, MAX_ID_CHARS, Event
 REASONS: Final[dict[str, str]] = {
     "empty": "the record has no value",
     "size": "the value is longer than an event may be",
-    "encoding": "the value is not UTF-8",
+    "encoding": "the value is not UTF-8 without a byte order mark, or has half a surrogate pair",
     "syntax": "the value is not one JSON document",
     "depth": "the JSON is nested too deeply",
     "type": "a field has another JSON type than the schema says",

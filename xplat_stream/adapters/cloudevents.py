@@ -6,6 +6,7 @@ CloudEvents SDK takes 43 µs. Why a record failed is worked out only after it fa
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, NoReturn
 
@@ -65,6 +66,7 @@ def decode_event(value: bytes | None) -> Event | None:
     if len(value) > MAX_EVENT_BYTES:
         raise RejectedEvent("size", f"{len(value)} bytes; at most {MAX_EVENT_BYTES}")
     try:
+        value.decode()  # msgspec looks at no byte of a field it skips
         envelope = _decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _reject(value, error)
@@ -132,14 +134,30 @@ def _reject(value: bytes, error: Exception) -> NoReturn:
     detail = str(error)
     if isinstance(error, RecursionError):
         raise RejectedEvent("depth", "nested too deeply") from error
+    if isinstance(error, UnicodeDecodeError):
+        raise RejectedEvent("encoding", f"not UTF-8: {error.reason} at byte {error.start}") from error
     if isinstance(error, msgspec.ValidationError):
         if "missing required field" in detail:
             raise RejectedEvent("missing_field", detail) from error
-        if "Expected" in detail and ", got" in detail:
+        if ("Expected" in detail and ", got" in detail) or detail.startswith("Number out of range"):
             raise RejectedEvent("type", detail) from error
         raise RejectedEvent("value", detail) from error
-    try:
-        value.decode("utf-8")
-    except UnicodeDecodeError as bad_byte:
-        raise RejectedEvent("encoding", f"not UTF-8: {bad_byte.reason} at byte {bad_byte.start}") from error
+    if _is_json_in_another_encoding(value):
+        raise RejectedEvent("encoding", f"a byte order mark, UTF-16 or half a surrogate pair: {detail}") from error
     raise RejectedEvent("syntax", detail) from error
+
+
+def _is_json_in_another_encoding(value: bytes) -> bool:
+    """Tell whether a value that is no JSON text is one to Python's parser, told to refuse NaN.
+
+    What that takes more than JSON has is byte order marks, UTF-16 and UTF-32, and halves of surrogate pairs.
+    """
+    try:
+        json.loads(value, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)

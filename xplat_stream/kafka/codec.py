@@ -91,11 +91,35 @@ class Origin(NamedTuple):
     received_at_ms: int
 
 
+_LAST_MS: Final = 253_402_300_799_999  # of the year 9999, past which no calendar goes
 MAX_LETTER_BYTES: Final = 2 * 1024 * 1024
 
 
+REPLAYED: Final = "replayed"
+"""In place of a reason: this record says that the letter of the origin it names was published again."""
+
+
+class Letter(NamedTuple):
+    """One record of `behavior.rejected.v1`: what was rejected and why, or a receipt that it was replayed."""
+
+    key: bytes | None
+    value: bytes | None
+    """The original bytes; a longer value's first 2 MiB where `cut_from` says so."""
+    reason: str
+    """One of `xplat_stream.adapters.REASONS`, or `REPLAYED`."""
+    detail: str
+    origin: Origin
+    cut_from: int | None
+    """The original's length in bytes where the letter holds only its start."""
+
+    @property
+    def place(self) -> str:
+        """Where the original lies: ``topic:partition:offset``."""
+        return f"{self.origin.topic}:{self.origin.partition}:{self.origin.offset}"
+
+
 def dead_letter(value: bytes | None, rejection: RejectedEvent, origin: Origin) -> tuple[bytes, Headers]:
-    """Return the value and headers of a dead letter.
+    """Return the value and headers of a dead letter; `read_letter` reads them.
 
     The value is the original, byte for byte; one longer than 2 MiB is cut, says so in the header ``cut-from``, and is
     whole at the place the other headers name.
@@ -104,16 +128,52 @@ def dead_letter(value: bytes | None, rejection: RejectedEvent, origin: Origin) -
     headers: Headers = [
         ("reason", rejection.reason.encode()),
         ("detail", rejection.detail[:1000].encode("utf-8", "replace")),
-        ("topic", origin.topic.encode()),
-        ("partition", str(origin.partition).encode()),
-        ("offset", str(origin.offset).encode()),
-        ("received-at", datetime.fromtimestamp(origin.received_at_ms / 1000, UTC).isoformat().encode()),
+        *_origin_headers(origin),
     ]
     if value is None:
         headers.append(("null", b"true"))
     if len(original) > MAX_LETTER_BYTES:
         headers.append(("cut-from", str(len(original)).encode()))
     return original[:MAX_LETTER_BYTES], headers
+
+
+def replay_receipt(origin: Origin) -> Headers:
+    """Return the headers of the record, without a value, that says a letter was replayed; `read_letter` reads them."""
+    return [("reason", REPLAYED.encode()), *_origin_headers(origin)]
+
+
+def _origin_headers(origin: Origin) -> Headers:
+    received_at_ms = max(0, min(origin.received_at_ms, _LAST_MS))  # a producer may write any number as Kafka's time
+    return [
+        ("topic", origin.topic.encode()),
+        ("partition", str(origin.partition).encode()),
+        ("offset", str(origin.offset).encode()),
+        ("received-at", datetime.fromtimestamp(received_at_ms / 1000, UTC).isoformat().encode()),
+    ]
+
+
+def read_letter(key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]) -> Letter:
+    """Read a record of `behavior.rejected.v1`.
+
+    Raises `KeyError` or `ValueError` when it was written neither by a worker nor by a replay.
+    """
+    named = {name: said for name, said in headers if said is not None}
+    received_at = datetime.fromisoformat(named["received-at"].decode())
+    origin = Origin(
+        named["topic"].decode(),
+        int(named["partition"]),
+        int(named["offset"]),
+        round(received_at.timestamp() * 1000),
+    )
+    cut_from = named.get("cut-from")
+    return Letter(
+        key,
+        None if "null" in named else value,
+        named["reason"].decode(),
+        named.get("detail", b"").decode(),
+        origin,
+        int(cut_from) if cut_from else None,
+    )
 
 
 def rekeyed_headers(topic: str, received_at_ms: int) -> Headers:

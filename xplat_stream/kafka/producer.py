@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from xplat_stream.event import Event
+    from xplat_stream.kafka.codec import Headers
     from xplat_stream.settings import Settings
 
-_HEADERS: Final = [("content-type", CONTENT_TYPE.encode())]
+EVENT_HEADERS: Final[Headers] = [("content-type", CONTENT_TYPE.encode())]
 _POLL_S: Final = 0.1
 
 
@@ -61,8 +62,17 @@ class EventProducer:
             raise RejectedEvent("size", f"{len(value)} bytes; at most {MAX_EVENT_BYTES}")
         self.send_raw(behavior_topic(event.platform), event.user_id.encode(), value, patience_s=patience_s)
 
-    def send_raw(self, topic: str, key: bytes | None, value: bytes | None, *, patience_s: float = 60.0) -> None:
-        """Queue a record that is already encoded. See `send`.
+    def send_raw(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        *,
+        headers: Headers = EVENT_HEADERS,
+        created_at_ms: int = 0,
+        patience_s: float = 60.0,
+    ) -> None:
+        """Queue a record that is already encoded, with Kafka's time `created_at_ms`, 0 for now. See `send`.
 
         Raises `DeliveryError` also in a process forked from the one that made the producer.
         """
@@ -72,7 +82,9 @@ class EventProducer:
         waited = 0.0
         while True:
             try:
-                self._producer.produce(topic, value, key, headers=_HEADERS, on_delivery=self._on_delivery)
+                self._producer.produce(
+                    topic, value, key, headers=headers, timestamp=created_at_ms, on_delivery=self._on_delivery
+                )
             except BufferError:
                 if waited >= patience_s:
                     message = f"the producer queue stayed full for {patience_s:.0f} s; {self.pending} events wait"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 from typing import Any
 
@@ -80,9 +81,23 @@ def test_the_good_event_is_admitted() -> None:
         pytest.param(b"   ", "syntax", id="blanks"),
         pytest.param(text_of().replace(b"Shoes", b"Sh\xffes"), "encoding", id="bad-utf8"),
         pytest.param(text_of().replace(b"Shoes", b"\xed\xa0\x80"), "encoding", id="surrogate-bytes"),
-        pytest.param(raw("Shoes", "\\ud800"), "syntax", id="lone-surrogate-escape"),
+        pytest.param(raw("Shoes", "\\ud800"), "encoding", id="lone-surrogate-escape"),
+        pytest.param(raw("Shoes", "\\udc00 "), "encoding", id="lone-low-surrogate-escape"),
+        pytest.param(raw("Shoes", "\\ud800")[:-1], "syntax", id="lone-surrogate-escape-truncated"),
+        pytest.param(
+            raw('"id": "1"', '"id": "1", "x": "\\ud800"'), "encoding", id="lone-surrogate-in-an-ignored-field"
+        ),
+        pytest.param(
+            raw('"id": "1"', '"id": "1", "x": "?"').replace(b"?", b"\xff"),
+            "encoding",
+            id="bad-utf8-in-an-ignored-field",
+        ),
+        pytest.param(raw("Shoes", "a\0b"), "syntax", id="raw-nul"),
+        pytest.param(text_of() + b"\0", "syntax", id="nul-at-the-end"),
+        pytest.param(text_of().decode().encode("utf-16-le"), "encoding", id="utf16-without-mark"),
+        pytest.param(gzip.compress(text_of()), "encoding", id="gzipped"),
         pytest.param(text_of().decode().encode("utf-16"), "encoding", id="utf16"),
-        pytest.param(b"\xef\xbb\xbf" + text_of(), "syntax", id="bom"),
+        pytest.param(b"\xef\xbb\xbf" + text_of(), "encoding", id="bom"),
         pytest.param(text_of()[:-1], "syntax", id="truncated"),
         pytest.param(text_of()[: len(text_of()) // 2], "syntax", id="half"),
         pytest.param(text_of() + b"x", "syntax", id="trailing-garbage"),
@@ -97,6 +112,11 @@ def test_the_good_event_is_admitted() -> None:
         pytest.param(b"null", "type", id="json-null"),
         pytest.param(changed("time", value=True), "type", id="bool-for-time"),
         pytest.param(changed("time", TIME_MS), "type", id="int-for-time"),
+        pytest.param(raw('"2026-01-01T00:00:00Z"', "-0"), "type", id="minus-zero-for-time"),
+        pytest.param(raw('"2026-01-01T00:00:00Z"', "1e400"), "type", id="1e400-for-time"),
+        pytest.param(changed("time", 2**63 + 1), "type", id="int-past-64-bits-for-time"),
+        pytest.param(raw('"user_id": "u"', '"user_id": 1e400'), "type", id="1e400-for-string"),
+        pytest.param(changed("data.user_id", 10**30), "type", id="int-past-64-bits-for-string"),
         pytest.param(changed("data.user_id", 7), "type", id="int-for-string"),
         pytest.param(changed("data.action", value=True), "type", id="bool-for-string"),
         pytest.param(changed("data.object.categories", "Sports"), "type", id="string-for-list"),
@@ -220,11 +240,26 @@ def test_unknown_fields_are_ignored() -> None:
     assert decode_event(changed("traceparent", "00-1")) == decode_event(text_of())
 
 
+@pytest.mark.parametrize("number", ["-0", "1e400", "-1", "1.5", str(2**63 + 1), "1" + "0" * 5000])
+def test_numbers_are_in_no_field_of_the_schema(number: str) -> None:
+    """A number where nothing is read, a dwell time for example, is not looked at, however large."""
+    assert decode_event(raw('"id": "1"', f'"id": "1", "dwell_ms": {number}')) == decode_event(text_of())
+
+
 def test_of_two_equal_keys_the_last_counts() -> None:
-    """A JSON object with a key twice is read one fixed way."""
+    """A JSON object with a key twice is read one fixed way, the last value; every value has to fit the schema."""
     event = decode_event(raw('"action": "view"', '"action": "view", "action": "like"'))
     assert event is not None
     assert event.action == "like"
+    with pytest.raises(RejectedEvent, match="missing_field"):
+        decode_event(raw('"data": {', '"data": {}, "data": {'))
+
+
+def test_a_user_given_twice_has_to_be_the_key_the_last_time() -> None:
+    """What is compared with the key is what is folded."""
+    assert admitted(b"u", raw('"user_id": "u"', '"user_id": "v", "user_id": "u"')) is not None
+    with pytest.raises(RejectedEvent, match="key_mismatch"):
+        admitted(b"u", raw('"user_id": "u"', '"user_id": "u", "user_id": "v"'))
 
 
 @pytest.mark.parametrize(
