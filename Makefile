@@ -3,13 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 DEMO_SECONDS ?= 120
-SECONDS ?= 60
 CYCLES ?= 10
 STARTS ?= 50
 MINUTES ?= 30
+SECONDS ?= 60
 CHAOS = $(BIN)/python -m tests.chaos $(1) $(if $(SEED),--seed $(SEED))
 
-.PHONY: help setup lint test fuzz chaos fresh-groups soak faults demo up down bench lock clean
+.PHONY: help setup lint test chaos fresh-groups soak faults fuzz demo up down bench lock clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,12 +30,6 @@ demo: $(READY) ## Watch three platforms become profiles: stack, training, worker
 test: $(READY) ## Run every test against a real Kafka and a real Triton
 	$(BIN)/python -m pytest -q
 
-fuzz: $(READY) ## Fuzz everything that reads bytes from outside (SECONDS=60); what it finds lies in .xplat/fuzz
-	$(BIN)/uv pip install --quiet --require-hashes -r requirements/fuzz.txt
-	mkdir -p .xplat/fuzz/corpus
-	PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_admission.py .xplat/fuzz/corpus tests/fuzz/corpus \
-	  -max_total_time=$(SECONDS) -max_len=40000 -timeout=5 -rss_limit_mb=1024 -artifact_prefix=.xplat/fuzz/
-
 chaos: $(READY) ## Break things under load and ask the oracle (CYCLES=10 SEED=… FAULTS=kill,stop)
 	$(call CHAOS,cycles) --cycles $(CYCLES) $(if $(FAULTS),--faults $(FAULTS))
 
@@ -47,6 +41,12 @@ soak: $(READY) ## Stream at half load and watch memory, descriptors and stalls (
 
 faults: $(READY) ## Run every test and write the results into docs/reference/faults.md
 	$(BIN)/python -m pytest -q --record-faults
+
+fuzz: $(READY) ## Fuzz everything that reads bytes from outside (SECONDS=60); what it finds lies in .xplat/fuzz
+	$(BIN)/uv pip install --quiet --require-hashes -r requirements/fuzz.txt
+	mkdir -p .xplat/fuzz/corpus
+	PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_admission.py .xplat/fuzz/corpus tests/fuzz/corpus \
+	  -max_total_time=$(SECONDS) -max_len=40000 -timeout=5 -rss_limit_mb=1024 -artifact_prefix=.xplat/fuzz/
 
 lint: $(READY) ## Check style, types and the direction of the arrows
 	$(BIN)/ruff check .

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from aiokafka import ConsumerRecord
 
-    from streams.metrics import Metrics
     from streams.pipeline import Pipeline
     from streams.recovery import Recovery
     from streams.store import PartitionStore
     from xplat_stream.event import UserId
+    from xplat_stream.metrics import Metrics
     from xplat_stream.settings import Settings, WorkerSettings
 
 log = logging.getLogger("xplat.worker")

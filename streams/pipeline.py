@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
     from aiokafka import ConsumerRecord
 
-    from streams.metrics import Metrics
     from streams.outbox import Delivery, Outbox
     from streams.silence import Silence
     from streams.store import PartitionStore
     from xplat_stream.event import Object
     from xplat_stream.kafka.codec import Headers
+    from xplat_stream.metrics import Metrics
     from xplat_stream.profile import Profile
     from xplat_stream.serving.releases import Release
     from xplat_stream.serving.scorer import Scorer

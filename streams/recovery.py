@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterable
 
-    from streams.metrics import Metrics
     from streams.outbox import Outbox
     from xplat_stream.kafka.log import Span
     from xplat_stream.kafka.topics import TopicFacts
+    from xplat_stream.metrics import Metrics
     from xplat_stream.settings import Settings
 
 log = logging.getLogger("xplat.worker")

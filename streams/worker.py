@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from streams.lanes import Lanes
-from streams.metrics import Metrics
 from streams.outbox import Outbox
 from streams.pipeline import Pipeline
 from streams.recovery import Recovery
@@ -24,6 +23,7 @@ from streams.switch import ReleaseSwitch
 from streams.watchdog import Watchdog, boot_time
 from xplat_stream.errors import EXIT_SOFTWARE, DamagedState, XplatError
 from xplat_stream.kafka.topics import check_topics
+from xplat_stream.metrics import Metrics
 from xplat_stream.serving import CircuitBreaker, ModelRepository, TritonScorer
 from xplat_stream.serving.texts import TextVectors
 from xplat_stream.taxonomy import load_taxonomy

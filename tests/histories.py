@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace, coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from streams.metrics import Metrics
 from streams.pipeline import Pipeline
 from streams.silence import Silence
 from streams.store import PartitionStore
@@ -24,6 +23,7 @@ from xplat_stream.event import Event, Millis, Object, UserId
 from xplat_stream.kafka.codec import decode_profile
 from xplat_stream.kafka.consumer import partition_for
 from xplat_stream.kafka.topics import PROFILES, REJECTED, REKEYED, behavior_topic, changelog_topic
+from xplat_stream.metrics import Metrics
 from xplat_stream.profile import window_digest
 from xplat_stream.serving.texts import TextVectors
 from xplat_stream.settings import Settings, WindowSettings

@@ -11,7 +11,9 @@ import pytest
 import typer.main
 
 from tests import fault_table
+from tests.integration.bad_input import BAD, GOOD
 from xplat_stream import cli
+from xplat_stream.adapters import REASONS
 from xplat_stream.settings import Settings
 
 if TYPE_CHECKING:
@@ -87,3 +89,17 @@ def test_results_are_written_into_the_table(tmp_path: Path) -> None:
     assert fault_table.record(outcomes, date(2026, 2, 3), page) == 2
     results = [line.split(" | ")[-1] for line in page.read_text().splitlines()]
     assert results == ["last result |", "FAILED 2026-02-03 |", "FAILED 2026-02-03 |", "not run |"]
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_every_reason_is_in_the_reference(reason: str) -> None:
+    """The page on events explains what each dead letter means."""
+    assert f"| `{reason}` |" in (ROOT / "docs" / "reference" / "events.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("kind", [*BAD, *GOOD])
+def test_every_kind_of_bad_input_has_a_row(kind: str) -> None:
+    """The page on bad input has a row for each kind that is sent to a worker, with the reason that the test expects."""
+    page = (ROOT / "docs" / "reference" / "bad-input.md").read_text("utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith("| `") and f"`{kind}`" in line.split(" | ")[0]]
+    assert kind in GOOD or f"| `{BAD[kind].reason}` |" in row

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from streams.metrics import Metrics, read_metrics
 from xplat_stream.local.process import _stat, wait_for
+from xplat_stream.metrics import Metrics, read_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

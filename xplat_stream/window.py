@@ -252,6 +252,9 @@ class BehaviorWindow:
             if rows_end > end or rows_end == rows_start:
                 message = f"window of {end} bytes ends inside a platform; expected {rows_end}"
                 raise ValueError(message)
+            if max(raw[rows_start + ROW_BYTES - 1 : rows_end : ROW_BYTES]) >= len(ACTIONS):
+                message = f"window holds an action unknown here; expected one of {len(ACTIONS)}"
+                raise ValueError(message)
             platforms[raw[at + 1 : name_end].decode()] = [
                 raw[i : i + ROW_BYTES] for i in range(rows_start, rows_end, ROW_BYTES)
             ]

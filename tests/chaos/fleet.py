@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from streams.metrics import METRICS_FILE, read_metrics
 from tests.worker_process import SUPERVISED, Worker, with_worker
+from xplat_stream.metrics import METRICS_FILE, read_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,6 @@ from faust.types import TP
 
 from streams import recovery as recovery_module
 from streams.consumer import Chunk, ChunkConsumer, transport_for
-from streams.metrics import Metrics
 from streams.pipeline import Pipeline
 from streams.silence import Silence
 from streams.store import PartitionStore
@@ -22,6 +21,7 @@ from xplat_stream.kafka.codec import decode_profile
 from xplat_stream.kafka.consumer import partition_for
 from xplat_stream.kafka.log import Span
 from xplat_stream.kafka.topics import PROFILES, TopicFacts, behavior_topic, changelog_topic
+from xplat_stream.metrics import Metrics
 from xplat_stream.serving import CircuitBreaker
 from xplat_stream.serving.texts import TextVectors
 from xplat_stream.settings import Settings

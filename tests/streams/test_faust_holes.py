@@ -25,7 +25,6 @@ from streams import recovery as recovery_module
 from streams.app import create_app
 from streams.consumer import ChunkSchema
 from streams.lanes import Lane
-from streams.metrics import Metrics
 from streams.outbox import Delivery, Outbox
 from streams.recovery import Recovery
 from streams.store import PartitionStore
@@ -33,6 +32,7 @@ from tests.streams.conftest import GENERATION, SHOP, chunk_of, raw_records
 from xplat_stream.errors import DeliveryError
 from xplat_stream.event import UserId
 from xplat_stream.kafka.log import Span
+from xplat_stream.metrics import Metrics
 from xplat_stream.settings import Settings
 from xplat_stream.state import BARRIER_KEY, Publication, UserState, user_key
 from xplat_stream.testing import make_event

@@ -12,12 +12,12 @@ import msgspec
 import pytest
 
 from streams.lanes import Lanes
-from streams.metrics import Metrics
 from streams.recovery import Recovery
 from streams.store import PartitionStore
 from streams.suspects import Suspects
 from xplat_stream.errors import DeliveryError
 from xplat_stream.event import UserId
+from xplat_stream.metrics import Metrics
 from xplat_stream.settings import Settings, WorkerSettings
 from xplat_stream.state import Publication, UserState
 from xplat_stream.window import BehaviorWindow, WindowSpec
@@ -369,7 +369,7 @@ async def test_what_recovery_merged_goes_into_the_changelog_first(
 
 def test_metrics_are_written_whole(tmp_path: Path) -> None:
     """A reader sees the last snapshot or zeros, and no half-written file stays behind."""
-    from streams.metrics import read_metrics
+    from xplat_stream.metrics import read_metrics
 
     assert read_metrics(tmp_path) == Metrics()
     metrics = Metrics(events=3, rejected={"size": 1}, partitions=[1])
