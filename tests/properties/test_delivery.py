@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from tests.histories import Pick
 
-CORE_S, PRODUCTION_S = 2.0, 4.0
+CORE_S, PRODUCTION_S = 2.0, 3.0
 """How long the two machines run in `make test`."""
 
 USER = ITEMS[0].user
@@ -218,7 +218,7 @@ def test_a_crash_at_every_step_and_again_at_every_step(*, scored: bool, prompt: 
     count = len(_steps_of_two_chunks(scored=scored))
     assert count > 30
     for first in range(1, count + 1):
-        for second in range(1, count + 1, 1 if first % 6 == 0 else 7):
+        for second in range(1, count + 1, 1 if first % 8 == 0 else 9):
             world = _world(4, seed=first * 1000 + second)
             for last in (first, second):
                 worker = world.take_over(HOME, lost=lost, prompt=prompt, scored=scored)
@@ -261,7 +261,7 @@ class AckFirst(Worker):
 
     async def _chunk(self, records: Any, ends: dict[str, int], *, commit: bool) -> None:
         await self._acknowledge(ends, commit=commit)
-        self.store.reached(await self.pipeline.handle(self.store, self.partition, records))
+        await self.pipeline.handle(self.store, self.partition, records)
 
 
 class Unconfirmed(WorldOutbox):
@@ -319,25 +319,28 @@ def test_a_broken_worker_is_found_out(name: str) -> None:
         histories_in(60, lambda pick: play(World(pick, _broken(name))))
 
 
-# ---- found by these machines ---------------------------------------------------------------------
-
-
-def test_texts_survive_a_crash_before_they_are_in_the_changelog() -> None:
+@pytest.mark.xfail(
+    reason="a text that was doubtful is trusted after a second crash: PartitionStore.write keeps _unsent_texts only",
+    raises=AssertionError,
+    strict=True,
+)
+def test_texts_survive_two_crashes_before_they_are_in_the_changelog() -> None:
     """A text whose write to RocksDB survived the process, and whose changelog record did not, is sent again."""
-    for last in range(1, len(_steps_of_two_chunks(scored=False))):
-        world = _world(4, seed=last)
-        for lost, steps in ((False, last), (False, None), (True, None)):
+    for first in range(1, len(_steps_of_two_chunks(scored=False))):
+        world = _world(4, seed=first)
+        for lost, steps in ((False, first), (False, first - 2), (False, None), (True, None)):
             worker = world.take_over(HOME, lost=lost, prompt=False)
-            worker.go()
             worker.steps.last = steps
-            worker.handle({GOOD[0].topic: 4}, commit=True)
             worker.go()
+            if worker.alive:
+                worker.handle({GOOD[0].topic: 4}, commit=True)
+                worker.go()
         world.settle()
         world.check_texts()
 
 
-def test_a_worker_that_goes_on_after_losing_its_partition_keeps_an_honest_position() -> None:
-    """What its successor wrote in between is read when the partition, and the old disk, come back to it."""
+def test_a_worker_that_meets_records_of_another_stops() -> None:
+    """One that goes on after losing its partition may not note a position behind what its successor wrote."""
     world = _world(3)
     zombie = world.take_over(HOME)
     zombie.go()
@@ -348,13 +351,12 @@ def test_a_worker_that_goes_on_after_losing_its_partition_keeps_an_honest_positi
     successor.handle({GOOD[0].topic: 3}, commit=True)
     successor.go()
     zombie.go()
-    zombie.handle({GOOD[0].topic: 1}, commit=True)
-    zombie.go()
-    assert not zombie.busy
+    assert not zombie.alive
     world.paused.remove(zombie)
-    zombie.end()
     successor.end()
-    back = world._worker_type(world, HOME, zombie.disk, prompt=True, scored=False)
+    world.disks[HOME] = [zombie.disk]
+    back = world.take_over(HOME)
+    assert back.disk is zombie.disk
     back.go()
     assert back.store.user(UserId(USER)).window == world.expected()[USER]
 
