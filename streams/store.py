@@ -228,7 +228,7 @@ class PartitionStore:
         if self._position is not None:
             changes[_CHANGELOG_POSITION] = self._position.to_bytes(8, "big")
         if changes:
-            changes[_UNSENT_TEXTS] = b"".join(self._unsent_texts) or None
+            changes[_UNSENT_TEXTS] = b"".join(self._unsent_texts | self._doubtful_texts) or None
             self._write_stamped(changes)
         self._position = None
         self._sent += len(records)

@@ -558,6 +558,7 @@ class World:
 
     def check(self) -> None:
         """Compare everything written with the log. Call `settle` first."""
+        self.check_texts()
         expected = self.expected()
         for partition in range(PARTITIONS):
             held = [record for record in self.topics[CHANGELOG, partition] if record is not None]

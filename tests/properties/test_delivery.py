@@ -319,11 +319,6 @@ def test_a_broken_worker_is_found_out(name: str) -> None:
         histories_in(60, lambda pick: play(World(pick, _broken(name))))
 
 
-@pytest.mark.xfail(
-    reason="a text that was doubtful is trusted after a second crash: PartitionStore.write keeps _unsent_texts only",
-    raises=AssertionError,
-    strict=True,
-)
 def test_texts_survive_two_crashes_before_they_are_in_the_changelog() -> None:
     """A text whose write to RocksDB survived the process, and whose changelog record did not, is sent again."""
     for first in range(1, len(_steps_of_two_chunks(scored=False))):
