@@ -3,11 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 DEMO_SECONDS ?= 120
+CYCLES ?= 10
+STARTS ?= 50
+MINUTES ?= 30
+SECONDS ?= 60
+CHAOS = $(BIN)/python -m tests.chaos $(1) $(if $(SEED),--seed $(SEED))
 
-.PHONY: help setup lint test demo up down bench lock clean
+.PHONY: help setup lint test chaos fresh-groups soak faults fuzz demo up down bench lock clean
 
 help: ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make the virtual environment from the hashed lock file (Python 3.11 or 3.12, Linux x86-64)
 
@@ -24,6 +29,24 @@ demo: $(READY) ## Watch three platforms become profiles: stack, training, worker
 
 test: $(READY) ## Run every test against a real Kafka and a real Triton
 	$(BIN)/python -m pytest -q
+
+chaos: $(READY) ## Break things under load and ask the oracle (CYCLES=10 SEED=… FAULTS=kill,stop)
+	$(call CHAOS,cycles) --cycles $(CYCLES) $(if $(FAULTS),--faults $(FAULTS))
+
+fresh-groups: $(READY) ## Let workers join groups that never committed, while producers run (STARTS=50 SEED=…)
+	$(call CHAOS,fresh-groups) --starts $(STARTS)
+
+soak: $(READY) ## Stream at half load and watch memory, descriptors and stalls (MINUTES=30)
+	$(call CHAOS,soak) --minutes $(MINUTES)
+
+faults: $(READY) ## Run every test and write the results into docs/reference/faults.md
+	$(BIN)/python -m pytest -q --record-faults
+
+fuzz: $(READY) ## Fuzz everything that reads bytes from outside (SECONDS=60); what it finds lies in .xplat/fuzz
+	$(BIN)/uv pip install --quiet --require-hashes -r requirements/fuzz.txt
+	mkdir -p .xplat/fuzz/corpus
+	PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_admission.py .xplat/fuzz/corpus tests/fuzz/corpus \
+	  -max_total_time=$(SECONDS) -max_len=40000 -timeout=5 -rss_limit_mb=1024 -artifact_prefix=.xplat/fuzz/
 
 lint: $(READY) ## Check style, types and the direction of the arrows
 	$(BIN)/ruff check .
@@ -43,6 +66,7 @@ bench: $(READY) ## Measure this machine beside stock Faust
 
 lock: $(READY) ## Resolve the lock files again
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-build requirements/uv.in -o requirements/uv.txt
+	$(BIN)/uv pip compile --quiet --generate-hashes --no-build requirements/fuzz.in -o requirements/fuzz.txt
 	for extra in dev worker trainer; do \
 	  $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-build --upgrade \
 	    --extra $$extra pyproject.toml -o requirements/$$extra.txt; \

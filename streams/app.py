@@ -143,6 +143,7 @@ async def _watch_lag(app: faust.App, worker: Worker, settings: Settings) -> None
         try:
             async with asyncio.timeout(every_s):
                 reached = {tp: await app.consumer.position(tp) for tp in assigned}
+                await app.consumer.read_skipped()
         except (TimeoutError, IllegalStateError):  # the consumer's thread does not answer, or the assignment is over
             worker.behind = not app.rebalancing
             continue

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from aiokafka import ConsumerRecord
 
-    from streams.metrics import Metrics
     from streams.pipeline import Pipeline
     from streams.recovery import Recovery
     from streams.store import PartitionStore
     from xplat_stream.event import UserId
+    from xplat_stream.metrics import Metrics
     from xplat_stream.settings import Settings, WorkerSettings
 
 log = logging.getLogger("xplat.worker")
@@ -66,6 +66,8 @@ class Lane:
 
     async def run(self) -> None:
         """Handle chunks until cancelled, and score again what is degraded. Whatever is raised must stop the worker."""
+        if self.store.is_dirty:
+            await self._pipeline.flush(self.store, self.partition)
         while True:
             events = await self._next()
             if events:
@@ -103,21 +105,19 @@ class Lane:
     async def _try(self, records: list[ConsumerRecord], *, condemned: bool = False) -> None:
         note_in_hand(self._folder, self.partition, records)
         try:
-            position = await self._pipeline.handle(self.store, self.partition, records, condemned=condemned)
+            await self._pipeline.handle(self.store, self.partition, records, condemned=condemned)
         except (XplatError, OSError):
             raise  # no record's fault
         except Exception:
             self._suspects.blame(records)
             raise
         note_in_hand(self._folder, self.partition, ())
-        self.store.reached(position)
 
     async def _rescore(self) -> None:
         users = self.store.pending(limit=_RESCORED_TOGETHER, after=self._rescored_up_to)
         self._rescored_up_to = users[-1] if users else None
-        position = await self._pipeline.rescore(self.store, self.partition, users)
-        self.store.reached(position)
-        self._rescore_in_s = _RESCORE_SOON_S if position else _RESCORE_LATER_S
+        scored = await self._pipeline.rescore(self.store, self.partition, users)
+        self._rescore_in_s = _RESCORE_SOON_S if scored else _RESCORE_LATER_S
 
 
 class Lanes:

@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
     from aiokafka import ConsumerRecord
 
-    from streams.metrics import Metrics
     from streams.outbox import Delivery, Outbox
     from streams.silence import Silence
     from streams.store import PartitionStore
     from xplat_stream.event import Object
     from xplat_stream.kafka.codec import Headers
+    from xplat_stream.metrics import Metrics
     from xplat_stream.profile import Profile
     from xplat_stream.serving.releases import Release
     from xplat_stream.serving.scorer import Scorer
@@ -96,8 +96,8 @@ class Pipeline:
 
     async def handle(
         self, store: PartitionStore, partition: int, records: Sequence[ConsumerRecord], *, condemned: bool = False
-    ) -> int:
-        """Take records of one partition through every step. Returns the changelog position they reached.
+    ) -> None:
+        """Take records of one partition through every step.
 
         When this returns, everything the records led to is acknowledged by Kafka. `condemned` records are not looked
         at: they crashed the worker before, and become dead letters.
@@ -114,17 +114,22 @@ class Pipeline:
         logged.append(await self._log(store, partition))
         # The changelog first: a revision that consumers have seen is one that a lost host gets back.
         ends = await self._outbox.confirm([*logged, *aside])
+        if end := max(ends[: len(logged)]):
+            store.reached(end)
         await self._publish(partition, profiles, admitted.users)
         self._vectors.forget_oldest()
         self._metrics.chunks += 1
-        return max(ends[: len(logged)])
+
+    async def flush(self, store: PartitionStore, partition: int) -> None:
+        """Bring what recovery merged into the changelog, where the last record of a key was not all there is."""
+        (end,) = await self._outbox.confirm([await self._log(store, partition)])
+        store.reached(end)
 
     async def rescore(self, store: PartitionStore, partition: int, users: Sequence[UserId]) -> int:
-        """Score users whose profiles are degraded, and publish them.
+        """Score users whose profiles are degraded, publish them, and return how many there were.
 
-        Returns the changelog position reached, 0 when nobody could be scored. A model server that is away leaves them
-        as they are; so does one that answers nonsense for them, and only for those: the others are scored in smaller
-        parts.
+        A model server that is away leaves them as they are; so does one that answers nonsense for them, and only for
+        those: the others are scored in smaller parts.
         """
         release = self.release
         states = {user_id: _next_revision(state) for user_id in users if (state := store.user(user_id)).pending}
@@ -139,13 +144,12 @@ class Pipeline:
                 log.warning("a window cannot be scored, its profile stays degraded: %s", error)
                 return 0
             half = len(users) // 2
-            ends = [await self.rescore(store, partition, part) for part in (users[:half], users[half:])]
-            return max(ends)
+            return sum([await self.rescore(store, partition, part) for part in (users[:half], users[half:])])
         profiles = self._scored(store, states, scores, (), release)
-        (end,) = await self._outbox.confirm([await self._log(store, partition)])
+        await self.flush(store, partition)
         await self._publish(partition, profiles, {user_id: state.window.end for user_id, state in states.items()})
         self._metrics.rescored += len(profiles)
-        return end
+        return len(profiles)
 
     def admit(self, store: PartitionStore, partition: int, records: Sequence[ConsumerRecord]) -> Admitted:
         """Sort records into admitted events by user, dead letters, and strays for other partitions."""

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterable
 
-    from streams.metrics import Metrics
     from streams.outbox import Outbox
     from xplat_stream.kafka.log import Span
     from xplat_stream.kafka.topics import TopicFacts
+    from xplat_stream.metrics import Metrics
     from xplat_stream.settings import Settings
 
 log = logging.getLogger("xplat.worker")
@@ -123,11 +123,12 @@ class Recovery:
         """
         facts = topic_facts(self._settings, self._topic)
         changelogs = [one for one in spans(self._settings, [self._topic]) if one.partition in partitions]
-        for changelog in changelogs:
-            if changelog.end == 0 and (lost := committed(self._settings, changelog.partition)):
+        empty = {one.partition for one in changelogs if one.end == 0}
+        for one in committed(self._settings) if empty else []:
+            if one.partition in empty and one.offset > 0:
                 raise StateError(
-                    f"the changelog is empty, but {lost[0].topic} is committed up to {lost[0].offset}",
-                    where=f"{self._topic}[{changelog.partition}]",
+                    f"the changelog is empty, but {one.topic} is committed up to {one.offset}",
+                    where=f"{self._topic}[{one.partition}]",
                     expected="the state of everything that is committed",
                     fix=f"If the topic was made again, stop all workers and delete the consumer group "
                     f"{self._settings.worker.app}: the next start reads the behavior topics from their beginning.",

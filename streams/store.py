@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final
 
 from rocksdict import BlockBasedOptions, Cache, Options, Rdict, WriteBatch
 
-from xplat_stream.errors import DamagedState, StateError
-from xplat_stream.event import TextHash, UserId
+from xplat_stream.errors import DamagedState, LostLease, StateError
+from xplat_stream.event import TEXT_HASH_BYTES, TextHash, UserId
 from xplat_stream.state import (
     BARRIER_KEY,
     TEXT_PREFIX,
@@ -48,6 +48,7 @@ STORE_FORMAT: Final = 1
 _CHANGELOG_POSITION: Final = b"o"
 _IDENTITY: Final = b"i"
 _PENDING_PREFIX: Final = b"p"
+_UNSENT_TEXTS: Final = b"u"
 _LAST_WRITTEN: Final = b"a"
 _MEMTABLE_BYTES: Final = 16 << 20
 _BLOCK_CACHE_BYTES: Final = 32 << 20
@@ -124,6 +125,10 @@ class PartitionStore:
         self._dirty: dict[bytes, bytes] = {}
         self._pending: dict[bytes, bytes | None] = {}
         self._known_texts: set[TextHash] = set()
+        self._unsent_texts: set[TextHash] = set()
+        """Texts written here and not yet known to lie in the changelog; kept with them, in case the process dies."""
+        self._log_end: int | None = None
+        self._sent = 0
         self._position: int | None = None
         self._new = UserState(BehaviorWindow(spec), Publication())
         self._open()
@@ -131,9 +136,12 @@ class PartitionStore:
         """Whether some profiles may still have to be scored. The index of them is local: a rebuild makes it again."""
         try:
             self.pending(limit=1)
+            unsent = self._get(_UNSENT_TEXTS) or b""
         except DamagedState:
             self.close()
             raise
+        starts = range(0, len(unsent), TEXT_HASH_BYTES)
+        self._doubtful_texts = {TextHash(unsent[at : at + TEXT_HASH_BYTES]) for at in starts}
 
     def user(self, user_id: UserId) -> UserState:
         """Return a user's state; an empty window for someone never seen."""
@@ -172,10 +180,10 @@ class PartitionStore:
         self._users[user_id] = state
 
     def has_text(self, text_hash: TextHash) -> bool:
-        """Tell whether this partition holds a text, whatever encoder its vector is of."""
+        """Tell whether this partition, its changelog included, holds a text, whatever encoder its vector is of."""
         if text_hash in self._known_texts:
             return True
-        if self._get(text_key(text_hash)) is not None:
+        if text_hash not in self._doubtful_texts and self._get(text_key(text_hash)) is not None:
             self._known_texts.add(text_hash)
             return True
         return False
@@ -193,11 +201,25 @@ class PartitionStore:
     def put_text(self, text_hash: TextHash, entry: TextEntry) -> None:
         """Keep a text, to be made durable by the next `write`."""
         self._known_texts.add(text_hash)
+        self._unsent_texts.add(text_hash)
+        self._doubtful_texts.discard(text_hash)
         self._dirty[text_key(text_hash)] = entry.pack()
 
-    def reached(self, changelog_position: int) -> None:
-        """Note that everything before this offset of the changelog is in this store; the next `write` keeps it."""
-        self._position = max(changelog_position, self._position or 0)
+    def reached(self, changelog_end: int) -> None:
+        """Note that what `write` returned lies in the changelog, up to this offset; the next `write` keeps that.
+
+        Raises `LostLease` when the changelog holds records in between that this store did not write: another worker
+        owns the partition. What it wrote would be passed over by a later recovery.
+        """
+        if self._log_end is not None and changelog_end != self._log_end + self._sent:
+            message = (
+                f"another worker writes to the changelog of {self.path.name}: it is at {changelog_end}, "
+                f"not at {self._log_end + self._sent}"
+            )
+            raise LostLease(message)
+        self._log_end = self._position = changelog_end
+        self._sent = 0
+        self._unsent_texts.clear()
 
     def write(self) -> list[Record]:
         """Make all changes durable in one RocksDB batch and return them for the changelog."""
@@ -206,8 +228,10 @@ class PartitionStore:
         if self._position is not None:
             changes[_CHANGELOG_POSITION] = self._position.to_bytes(8, "big")
         if changes:
+            changes[_UNSENT_TEXTS] = b"".join(self._unsent_texts) or None
             self._write_stamped(changes)
         self._position = None
+        self._sent += len(records)
         self._dirty.clear()
         self._pending.clear()
         self._forget_oldest()
@@ -261,13 +285,25 @@ class PartitionStore:
                 versions[key].append(value)
         changes: dict[bytes, bytes | None] = {}
         for (key, values), held in zip(versions.items(), self._get_many(list(versions)), strict=True):
-            if (merged := self._merged(key, held, values)) is not held:
+            merged = self._merged(key, held, values)
+            if merged is not held:
                 changes[key] = merged
+            if merged is not None and merged != values[-1]:
+                # The last record of this key is not all there is: written again, so that compaction loses nothing.
+                self._dirty[key] = merged
+            else:
+                self._dirty.pop(key, None)
         changes |= self._pending_of(changes)
         changes[_CHANGELOG_POSITION] = position.to_bytes(8, "big")
         self._write_stamped(changes)
+        self._log_end = position
         self._users.clear()
         return count
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether the next `write` has something for the changelog."""
+        return bool(self._dirty)
 
     def _pending_of(self, changes: dict[bytes, bytes | None]) -> dict[bytes, bytes | None]:
         """Return the index entries that belong to changed users; none while nobody is, or was, pending."""

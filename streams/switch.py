@@ -24,10 +24,10 @@ from xplat_stream.kafka.topics import MODELS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from streams.metrics import Metrics
     from streams.pipeline import Pipeline
     from streams.store import PartitionStore
     from xplat_stream.kafka.codec import Announcement
+    from xplat_stream.metrics import Metrics
     from xplat_stream.serving.breaker import CircuitBreaker
     from xplat_stream.serving.releases import ModelRepository, Release
     from xplat_stream.serving.texts import TextVectors

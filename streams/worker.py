@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from streams.lanes import Lanes
-from streams.metrics import Metrics
 from streams.outbox import Outbox
 from streams.pipeline import Pipeline
 from streams.recovery import Recovery
@@ -21,8 +21,9 @@ from streams.supervisor import RESTARTS
 from streams.suspects import forget_in_hand
 from streams.switch import ReleaseSwitch
 from streams.watchdog import Watchdog, boot_time
-from xplat_stream.errors import EXIT_SOFTWARE, XplatError
+from xplat_stream.errors import EXIT_SOFTWARE, DamagedState, XplatError
 from xplat_stream.kafka.topics import check_topics
+from xplat_stream.metrics import Metrics
 from xplat_stream.serving import CircuitBreaker, ModelRepository, TritonScorer
 from xplat_stream.serving.texts import TextVectors
 from xplat_stream.taxonomy import load_taxonomy
@@ -35,11 +36,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("xplat.worker")
 
 _METRICS_INTERVAL_S: Final = 1.0
+_DISK_FAILS: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _LOOP_SILENCE_S: Final = 10.0
 
 
 def stop_worker(error: BaseException) -> None:
     """Leave at once: an exception nobody foresaw must not let one more offset be committed."""
+    if isinstance(error, OSError) and error.errno in _DISK_FAILS:
+        where = f" ({error.filename})" if error.filename else ""
+        error = DamagedState(
+            f"the state folder's disk fails: {error.strerror}{where}. Make room; nothing was acknowledged."
+        )
     if isinstance(error, XplatError):
         sys.stderr.write(f"xplat worker stopped: {error}\n")
     else:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
+from tests import fault_table
 from xplat_stream import local
 from xplat_stream.settings import KafkaSettings, LocalSettings, ModelSettings, Settings, TritonSettings, WorkerSettings
 
@@ -21,6 +23,24 @@ ROOT = Path(__file__).resolve().parent.parent
 def pytest_configure(config: pytest.Config) -> None:
     """Make the mark known also where pytest runs without the project's configuration."""
     config.addinivalue_line("markers", "integration: needs a real Kafka and a real Triton, started by the test run")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of `make faults`."""
+    parser.addoption("--record-faults", action="store_true", help="write the results into docs/reference/faults.md")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Write the table of faults where it is asked for."""
+    if not config.getoption("--record-faults"):
+        return
+    outcomes: dict[str, bool] = {}
+    for kind in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(kind, []):
+            test = report.nodeid.partition("[")[0]
+            outcomes[test] = outcomes.get(test, True) and kind == "passed"
+    written = fault_table.record(outcomes, datetime.now(UTC).date())
+    terminalreporter.write_line(f"{written} rows written to {fault_table.PAGE.relative_to(ROOT)}")
 
 
 @pytest.fixture(scope="session")

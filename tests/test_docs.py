@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import msgspec
 import pytest
 import typer.main
 
+from tests import fault_table
 from tests.integration.bad_input import BAD, GOOD
 from xplat_stream import cli
 from xplat_stream.adapters import REASONS
@@ -65,6 +67,28 @@ def test_every_setting_is_in_the_reference(variable: str) -> None:
     group, _, field = variable.removeprefix("XPLAT_").lower().partition("__")
     text = written()
     assert variable in text or (field and f"{group}.{field}" in text)
+
+
+@pytest.mark.parametrize("test", sorted({test for row in fault_table.rows() for test in row.tests}))
+def test_every_test_that_a_fault_names_is_there(test: str) -> None:
+    """A row of the table of faults is shown by a test that exists."""
+    path, _, name = test.partition("::")
+    assert f"def {name}(" in (ROOT / path).read_text("utf-8")
+
+
+def test_results_are_written_into_the_table(tmp_path: Path) -> None:
+    """A row gets its date when all its tests ran, and says when one failed; other rows stay as they are."""
+    page = tmp_path / "faults.md"
+    page.write_text(
+        "| # | fault | shown by | last result |\n"
+        "| 1 | a | `tests/test_a.py::test_a`<br>`tests/test_b.py::test_b` | not run |\n"
+        "| 2 | b | `tests/test_b.py::test_b` | passed 2026-01-01 |\n"
+        "| 3 | c | `tests/test_c.py::test_c` | not run |\n"
+    )
+    outcomes = {"tests/test_a.py::test_a": True, "tests/test_b.py::test_b": False}
+    assert fault_table.record(outcomes, date(2026, 2, 3), page) == 2
+    results = [line.split(" | ")[-1] for line in page.read_text().splitlines()]
+    assert results == ["last result |", "FAILED 2026-02-03 |", "FAILED 2026-02-03 |", "not run |"]
 
 
 @pytest.mark.parametrize("reason", REASONS)

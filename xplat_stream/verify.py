@@ -10,22 +10,15 @@ import time
 from typing import TYPE_CHECKING
 
 import msgspec
-from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from xplat_stream.errors import RejectedEvent
 from xplat_stream.kafka.codec import decode_profile
 from xplat_stream.kafka.consumer import partition_for
-from xplat_stream.kafka.log import read_behavior, read_span, spans
+from xplat_stream.kafka.log import committed, read_behavior, read_span, spans
 from xplat_stream.kafka.topics import (
-    ANSWER_S,
     PROFILES,
-    QUIET,
-    REKEYED,
-    behavior_topic,
     changelog_topic,
-    kafka_unavailable,
     partition_counts,
-    platforms_on,
 )
 from xplat_stream.profile import window_digest
 from xplat_stream.state import USER_PREFIX, UserState
@@ -170,27 +163,14 @@ def wait_until_caught_up(settings: Settings, *, timeout_s: float) -> bool:
 
     Raises `KafkaUnavailable`.
     """
-    consumer = Consumer({"bootstrap.servers": settings.kafka.bootstrap, "group.id": settings.worker.app, **QUIET})
     deadline = time.monotonic() + timeout_s
-    try:
-        while True:
-            topics = [*map(behavior_topic, platforms_on(settings)), REKEYED]
-            counts = partition_counts(settings)
-            where = [TopicPartition(topic, number) for topic in topics for number in range(counts.get(topic, 0))]
-            # Commits before ends: a worker forwards before it commits, so what it forwarded is in the ends read after.
-            committed = consumer.committed(where, timeout=ANSWER_S)
-            ends = {(span.topic, span.partition): span for span in spans(settings, topics)}
-            behind = [
-                one
-                for one in committed
-                if ends[one.topic, one.partition].end > max(one.offset, ends[one.topic, one.partition].start)
-            ]
-            if not behind:
-                return True
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(_POLL_S)
-    except KafkaException as error:
-        raise kafka_unavailable(settings, error) from error
-    finally:
-        consumer.close()
+    while True:
+        # Commits before ends: a worker forwards before it commits, so what it forwarded is in the ends read after.
+        done = committed(settings)
+        ends = {(span.topic, span.partition): span for span in spans(settings, sorted({one.topic for one in done}))}
+        where = [(one, ends[one.topic, one.partition]) for one in done]
+        if not any(span.end > max(one.offset, span.start) for one, span in where):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)

@@ -128,7 +128,11 @@ class BehaviorWindow:
 
     def merge(self, other: Self) -> Self:
         """Return the union of two windows of the same user, truncated."""
-        return self.fold((platform, row) for platform, rows in other._platforms.items() for row in rows)
+        platforms = dict(self._platforms)
+        for platform, rows in other._platforms.items():
+            mine = platforms.get(platform)
+            platforms[platform] = rows if mine is None or mine == rows else sorted({*mine, *rows})
+        return type(self)(self.spec, platforms)
 
     def _truncated(self, platforms: dict[str, list[Row]]) -> dict[str, list[Row]]:
         if not platforms:
@@ -247,6 +251,9 @@ class BehaviorWindow:
             rows_end = rows_start + ROW_BYTES * int.from_bytes(raw[name_end:rows_start], "big")
             if rows_end > end or rows_end == rows_start:
                 message = f"window of {end} bytes ends inside a platform; expected {rows_end}"
+                raise ValueError(message)
+            if max(raw[rows_start + ROW_BYTES - 1 : rows_end : ROW_BYTES]) >= len(ACTIONS):
+                message = f"window holds an action unknown here; expected one of {len(ACTIONS)}"
                 raise ValueError(message)
             platforms[raw[at + 1 : name_end].decode()] = [
                 raw[i : i + ROW_BYTES] for i in range(rows_start, rows_end, ROW_BYTES)

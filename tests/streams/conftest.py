@@ -5,11 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import faust
 import msgspec
 import pytest
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
 
 from streams import recovery as recovery_module
-from streams.metrics import Metrics
+from streams.consumer import Chunk, ChunkConsumer, transport_for
 from streams.pipeline import Pipeline
 from streams.silence import Silence
 from streams.store import PartitionStore
@@ -18,6 +21,7 @@ from xplat_stream.kafka.codec import decode_profile
 from xplat_stream.kafka.consumer import partition_for
 from xplat_stream.kafka.log import Span
 from xplat_stream.kafka.topics import PROFILES, TopicFacts, behavior_topic, changelog_topic
+from xplat_stream.metrics import Metrics
 from xplat_stream.serving import CircuitBreaker
 from xplat_stream.serving.texts import TextVectors
 from xplat_stream.settings import Settings
@@ -27,7 +31,7 @@ from xplat_stream.testing import FakeScorer
 from xplat_stream.window import WindowSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from pathlib import Path
 
     from confluent_kafka import TopicPartition
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
     from xplat_stream.event import Event
     from xplat_stream.kafka.codec import ProfileRecord
 
+SHOP = TP("behavior.shop.v1", 0)
+GENERATION = 3
 PARTITIONS = 4
 RECEIVED_MS = 1_900_000_000_000
 
@@ -175,9 +181,9 @@ class Bench:
             }
         return SimpleNamespace(**{**made, **fields})
 
-    async def handle(self, *records: SimpleNamespace, partition: int | None = None) -> int:
+    async def handle(self, *records: SimpleNamespace, partition: int | None = None) -> None:
         """Handle one chunk."""
-        return await self.pipeline.handle(self.store, self.partition if partition is None else partition, records)
+        await self.pipeline.handle(self.store, self.partition if partition is None else partition, records)
 
     def profiles(self) -> list[ProfileRecord]:
         """Return the profiles published, in order."""
@@ -208,3 +214,48 @@ def without(value: bytes, **changes: Any) -> bytes:
     envelope = msgspec.json.decode(value)
     envelope["data"] |= changes
     return msgspec.json.encode(envelope)
+
+
+def _unconnected_app() -> faust.App:
+    app = faust.App("test", broker="kafka://127.0.0.1:1", store="memory://", web_enabled=False)
+    app.consumer_generation_id = GENERATION
+    return app
+
+
+@pytest.fixture
+async def consumer() -> AsyncIterator[ChunkConsumer]:
+    """Yield a consumer of an app that is connected to nothing."""
+    app = _unconnected_app()
+    app.transport = transport_for(app)
+    made = app.consumer
+    assert isinstance(made, ChunkConsumer)
+    made.resume_flow()
+    yield made
+    made._thread.thread_loop.close()  # made with the object, closed by the thread that never ran
+
+
+@pytest.fixture
+async def stock_consumer() -> AsyncIterator[driver.Consumer]:
+    """Yield Faust's own consumer of an app that is connected to nothing."""
+    app = _unconnected_app()
+    made = app.consumer
+    assert type(made) is driver.Consumer
+    app.topics.acking_topics.add(SHOP.topic)
+    made.resume_flow()
+    yield made
+    made._thread.thread_loop.close()
+
+
+def raw_records(*offsets: int) -> list[Any]:
+    """Return records of one partition as aiokafka gives them."""
+    return [SimpleNamespace(offset=offset, timestamp=1000, timestamp_type=0) for offset in offsets]
+
+
+def chunk_of(last: int, *, start: int = 0, generation: int = GENERATION) -> Chunk:
+    """Return a chunk from an offset to another; stock Faust's consumer takes it for the message of the last."""
+    chunk = Chunk(
+        SHOP.topic, SHOP.partition, last, 1.0, 0, None, None, raw_records(last), None, 0, 0, SHOP,
+        generation_id=generation,
+    )  # fmt: skip
+    chunk.start = start
+    return chunk

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import faust
 import pytest
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
 from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.consumer import Chunk, ChunkConsumer, OwnerAssignor, owners_of, transport_for
+from streams.consumer import Chunk, ChunkConsumer, OwnerAssignor, owners_of
+from tests.streams.conftest import GENERATION, SHOP, chunk_of, raw_records
 from xplat_stream.errors import OffsetGap
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import Mapping
 
 MEMBERS = st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=6, unique=True)
 NUMBERS = st.integers(0, 24).map(lambda count: list(range(count)))
-SHOP = TP("behavior.shop.v1", 0)
-GENERATION = 3
 
 
 @st.composite
@@ -100,37 +99,12 @@ def test_a_worker_tells_which_partitions_it_owns() -> None:
     assert metadata.subscription == ["shop", "video"]
 
 
-@pytest.fixture
-async def consumer() -> AsyncIterator[ChunkConsumer]:
-    """Yield a consumer of an app that is connected to nothing."""
-    app = faust.App("test", broker="kafka://127.0.0.1:1", store="memory://", web_enabled=False)
-    app.transport = transport_for(app)
-    app.consumer_generation_id = GENERATION
-    made = app.consumer
-    assert isinstance(made, ChunkConsumer)
-    made.resume_flow()
-    yield made
-    made._thread.thread_loop.close()  # made with the object, closed by the thread that never ran
-
-
-def _records(*offsets: int) -> list[Any]:
-    return [SimpleNamespace(offset=offset, timestamp=1000, timestamp_type=0) for offset in offsets]
-
-
-def _chunk(last: int, *, start: int = 0, generation: int = GENERATION) -> Chunk:
-    chunk = Chunk(
-        SHOP.topic, SHOP.partition, last, 1.0, 0, None, None, _records(last), None, 0, 0, SHOP, generation_id=generation
-    )
-    chunk.start = start
-    return chunk
-
-
 async def test_the_offset_to_commit_is_the_end_of_the_last_acknowledged_chunk(consumer: ChunkConsumer) -> None:
     """The last record's offset plus one; nothing where nothing was acknowledged."""
     assert list(consumer._filter_tps_with_pending_acks()) == []
     assert consumer._new_offset(SHOP) is None
-    assert consumer.ack(_chunk(9))
-    assert consumer.ack(_chunk(14, start=10))
+    assert consumer.ack(chunk_of(9))
+    assert consumer.ack(chunk_of(14, start=10))
     assert list(consumer._filter_tps_with_pending_acks()) == [SHOP]
     assert list(consumer._filter_tps_with_pending_acks({"behavior.video.v1"})) == []
     assert consumer._filter_committable_offsets({SHOP}) == {SHOP: 15}
@@ -140,17 +114,17 @@ async def test_the_offset_to_commit_is_the_end_of_the_last_acknowledged_chunk(co
 
 async def test_a_chunk_that_skips_records_is_never_committed(consumer: ChunkConsumer) -> None:
     """Acknowledging it raises, which stops the worker, and the offset to commit stays where it was."""
-    assert consumer.ack(_chunk(9))
+    assert consumer.ack(chunk_of(9))
     with pytest.raises(OffsetGap, match=r"behavior\.shop\.v1\[0\] was handled from 12 on, but only up to 10"):
-        consumer.ack(_chunk(14, start=12))
+        consumer.ack(chunk_of(14, start=12))
     assert consumer._new_offset(SHOP) == 10
 
 
 async def test_an_acknowledgement_of_another_generation_is_ignored(consumer: ChunkConsumer) -> None:
     """What was read under an assignment that is over commits nothing; nor does a chunk acknowledged twice."""
-    assert not consumer.ack(_chunk(9, generation=GENERATION - 1))
+    assert not consumer.ack(chunk_of(9, generation=GENERATION - 1))
     assert consumer._new_offset(SHOP) is None
-    chunk = _chunk(9)
+    chunk = chunk_of(9)
     assert consumer.ack(chunk)
     assert not consumer.ack(chunk)
 
@@ -162,7 +136,7 @@ async def test_a_revoked_partition_is_forgotten(consumer: ChunkConsumer, monkeyp
         """Stand in for the app's own callback, which needs a broker."""
 
     monkeypatch.setattr(consumer, "_on_partitions_revoked", nothing)
-    consumer.ack(_chunk(9))
+    consumer.ack(chunk_of(9))
     await consumer.on_partitions_revoked({SHOP})
     assert list(consumer._filter_tps_with_pending_acks()) == []
 
@@ -185,7 +159,7 @@ async def test_records_read_already_are_not_delivered_again(consumer: ChunkConsu
     """A fetch that overlaps what was delivered is cut; one that lies before it is dropped."""
     sink = _Sink(consumer)
     for offsets in ([5, 6], [6, 7], [5, 6], [8]):
-        await consumer._deliver(SHOP, _records(*offsets), GENERATION)
+        await consumer._deliver(SHOP, raw_records(*offsets), GENERATION)
     assert sink.offsets == [[5, 6], [7], [8]]
     assert consumer._read_offset[SHOP] == 9
 
@@ -194,7 +168,7 @@ async def test_a_seek_during_a_blocked_delivery_has_the_last_word(consumer: Chun
     """A chunk waits for room, a rebalance seeks back, the chunk is let go: the seek's position stands."""
     sink = _Sink(consumer)
     sink.room.clear()
-    delivery = asyncio.create_task(consumer._deliver(SHOP, _records(5, 6, 7), GENERATION))
+    delivery = asyncio.create_task(consumer._deliver(SHOP, raw_records(5, 6, 7), GENERATION))
     await asyncio.sleep(0)
     consumer._read_offset[SHOP] = 2
     sink.room.set()
@@ -206,7 +180,7 @@ async def test_a_blocked_delivery_ends_with_the_flow(consumer: ChunkConsumer) ->
     """Whoever waits for room when a rebalance empties the queues is let go: nobody else would wake it."""
     sink = _Sink(consumer)
     sink.room.clear()
-    delivery = asyncio.create_task(consumer._deliver(SHOP, _records(5), GENERATION))
+    delivery = asyncio.create_task(consumer._deliver(SHOP, raw_records(5), GENERATION))
     await asyncio.sleep(0)
     consumer.stop_flow()
     await asyncio.wait_for(delivery, 5)
@@ -222,11 +196,11 @@ async def test_skipped_offsets_are_read_again_once(consumer: ChunkConsumer, monk
 
     monkeypatch.setattr(consumer, "_seek", seek)
     consumer._read_offset[SHOP] = 0
-    await consumer._deliver(SHOP, _records(3, 4), GENERATION)
+    await consumer._deliver(SHOP, raw_records(3, 4), GENERATION)
     assert (sought, sink.offsets) == ([0], [])
-    await consumer._deliver(SHOP, _records(0, 1, 2, 3, 4), GENERATION)
-    await consumer._deliver(SHOP, _records(9), GENERATION)
-    await consumer._deliver(SHOP, _records(9), GENERATION)
+    await consumer._deliver(SHOP, raw_records(0, 1, 2, 3, 4), GENERATION)
+    await consumer._deliver(SHOP, raw_records(9), GENERATION)
+    await consumer._deliver(SHOP, raw_records(9), GENERATION)
     assert sought == [0, 5]
     assert sink.offsets == [[0, 1, 2, 3, 4], [9]]
 
@@ -250,3 +224,64 @@ async def test_stopping_the_flow_waits_for_the_fetch_under_way(
     assert not waiting.done()
     answer.set_result({})
     await asyncio.wait_for(asyncio.gather(fetch, waiting), 5)
+
+
+async def test_what_is_fetched_after_a_rebalance_is_delivered(
+    consumer: ChunkConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop began to wait for the flow under the old assignment; what it fetches then is of the new one."""
+    sink = _Sink(consumer)
+    fetches: list[dict[TP, Any]] = [{SHOP: raw_records(5, 6)}]
+    delivered = asyncio.Event()
+
+    async def getmany(*_: Any, **__: Any) -> dict[TP, Any]:
+        if fetches:
+            return fetches.pop()
+        delivered.set()
+        await asyncio.Event().wait()
+        return {}
+
+    monkeypatch.setattr(type(consumer).__mro__[1], "_getmany", getmany)
+    consumer.resume_partitions({SHOP})
+    consumer.stop_flow()
+    draining = asyncio.create_task(consumer._drain_messages(SimpleNamespace(should_stop=False)))
+    await asyncio.sleep(0)
+    consumer.app.consumer_generation_id = GENERATION + 1
+    consumer._read_offset[SHOP] = 5
+    consumer.resume_flow()
+    await asyncio.wait_for(delivered.wait(), 5)
+    assert sink.offsets == [[5, 6]]
+    draining.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await draining
+
+
+async def test_records_skipped_at_the_end_of_the_log_are_read_again(
+    consumer: ChunkConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No later record shows the gap: a position that stays ahead of what was delivered does. Once, for markers stay."""
+    _Sink(consumer)
+    sought: list[int] = []
+    position = 9
+
+    async def seek(_: TP, offset: int) -> None:
+        sought.append(offset)
+
+    async def stands(_: TP) -> int:
+        return position
+
+    monkeypatch.setattr(consumer, "_seek", seek)
+    monkeypatch.setattr(consumer, "position", stands)
+    monkeypatch.setattr(consumer, "assignment", lambda: {SHOP})
+    consumer._read_offset[SHOP] = 5
+    await consumer.read_skipped()
+    assert sought == []
+    await consumer.read_skipped()
+    assert sought == [5]
+    await consumer._deliver(SHOP, raw_records(5, 6), GENERATION)
+    for _ in range(4):
+        await consumer.read_skipped()
+    assert sought == [5, 7]
+    position = 7
+    await consumer.read_skipped()
+    assert sought == [5, 7]

@@ -126,6 +126,22 @@ CONTRACT: dict[str, tuple[str, str]] = {
         "aa4d997a1795ceae3880f98311b46935d9ae1a183a699b9a283bb4306bc8641f",
         "the generation check that drops an assignment which is over",
     ),
+    "faust.tables.recovery:Recovery.on_recovery_completed": (
+        "6ef567acf072e46da3fccbccc6d662371f634f622c3d510972d5df81f70ae3ac",
+        "it has to send on_rebalance_complete before it seeks: take_over stops the flow there",
+    ),
+    "faust.streams:Stream.noack": (
+        "921a6f5c674d32d4568445c58e340ad17f896d36ec0e832c1b92c9f99eced5d0",
+        "the agent acknowledges by hand",
+    ),
+    "faust.streams:Stream.events": (
+        "c62f4dd3a73fe7aaa7c61fd2658bffe97a05aa9c6926b96f9e4d49dcf3250f93",
+        "the agent reads events, not values",
+    ),
+    "faust.transport.conductor:ConductorCompiler.build": (
+        "837cf521368c1ee4b22c235a2b137f665eca03d0e3e01b5ddedb65232ee73bf2",
+        "which errors of decoding are acknowledged; ChunkSchema raises none",
+    ),
     "faust.app.base:App._on_partitions_assigned": (
         "de932b7927db85b3d5e88971c3c7d2d75c0c7af8111a2ca08d4097bd9f8d2552",
         "the order of pausing, conductor and recovery",

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from streams.lanes import Lane, Lanes
-from streams.metrics import Metrics
+from streams.lanes import Lanes
 from streams.recovery import Recovery
 from streams.store import PartitionStore
 from streams.suspects import Suspects
 from xplat_stream.errors import DeliveryError
 from xplat_stream.event import UserId
+from xplat_stream.metrics import Metrics
 from xplat_stream.settings import Settings, WorkerSettings
 from xplat_stream.state import Publication, UserState
 from xplat_stream.window import BehaviorWindow, WindowSpec
@@ -51,6 +51,7 @@ class FakePipeline:
     def __init__(self) -> None:
         self.handled: list[list[Any]] = []
         self.condemned: list[Any] = []
+        self.flushed: list[bytes] = []
         self.rescored: list[list[UserId]] = []
         self.entered = asyncio.Event()
         self.may_go_on = asyncio.Event()
@@ -60,18 +61,22 @@ class FakePipeline:
 
     async def handle(
         self, _store: PartitionStore, _partition: int, records: list[Any], *, condemned: bool = False
-    ) -> int:
+    ) -> None:
         """Take the records."""
         if condemned:
             self.condemned += [record.offset for record in records]
-            return 0
+            return
         self.entered.set()
         await self.may_go_on.wait()
         offsets = [record.offset for record in records]
         if self.fault and (self.poison is None or self.poison in offsets):
             raise self.fault
         self.handled.append(offsets)
-        return len(self.handled)
+
+    async def flush(self, store: PartitionStore, _partition: int) -> None:
+        """Note what is written."""
+        assert not self.handled
+        self.flushed += [key for key, _ in store.write()]
 
     async def rescore(self, store: PartitionStore, _partition: int, users: list[UserId]) -> int:
         """Score them, unless told to fail."""
@@ -154,11 +159,11 @@ async def test_partitions_do_not_wait_for_each_other(owned: Callable[..., Lanes]
     """While one lane waits for Triton or Kafka, another goes on."""
 
     class Slow(FakePipeline):
-        async def handle(self, store: PartitionStore, partition: int, records: list[Any], **options: Any) -> int:
+        async def handle(self, store: PartitionStore, partition: int, records: list[Any], **options: Any) -> None:
             if partition == 0:
                 self.entered.set()
                 await asyncio.Event().wait()
-            return await super().handle(store, partition, records, **options)
+            await super().handle(store, partition, records, **options)
 
     pipeline = Slow()
     lanes = owned(pipeline)
@@ -344,24 +349,27 @@ async def test_a_take_over_cut_off_leaves_no_store_open(
     PartitionStore(settings_folder(settings), WindowSpec(), cached_users=1).close()
 
 
-async def test_the_position_is_kept_with_the_next_write(tmp_path: Path) -> None:
-    """A lane tells its store how far the changelog is, so that a restart reads only what is new."""
-    store = PartitionStore(tmp_path / "p", WindowSpec(), cached_users=1)
-    lane = Lane(0, store, FakePipeline(), Suspects(tmp_path), settings=WorkerSettings(datadir=str(tmp_path)))
-    task = asyncio.create_task(lane.run())
+async def test_what_recovery_merged_goes_into_the_changelog_first(
+    owned: Callable[..., Lanes], changelog: FakeChangelog
+) -> None:
+    """A last record that is not all there is (a paused worker's) is written again before any chunk is handled."""
+    from tests.streams.test_store import USER, state
+    from xplat_stream.state import user_key
+
+    changelog.records[0] = [(user_key(USER), state(hour).pack()) for hour in (2, 1)]
+    pipeline = FakePipeline()
+    lanes = owned(pipeline)
+    await lanes.take_over([0])
     event = FakeEvent(1)
-    await lane.put(event)
+    await lanes.put(event)
     await until(lambda: event.acked)
-    store.write()
-    assert store.changelog_position() == 1
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    store.close()
+    assert pipeline.flushed == [user_key(USER)]
+    await lanes.let_go()
 
 
 def test_metrics_are_written_whole(tmp_path: Path) -> None:
     """A reader sees the last snapshot or zeros, and no half-written file stays behind."""
-    from streams.metrics import read_metrics
+    from xplat_stream.metrics import read_metrics
 
     assert read_metrics(tmp_path) == Metrics()
     metrics = Metrics(events=3, rejected={"size": 1}, partitions=[1])

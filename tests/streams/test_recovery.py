@@ -12,12 +12,12 @@ import pytest
 from aiokafka.errors import TopicAuthorizationFailedError
 from confluent_kafka import TopicPartition
 
-from streams.metrics import Metrics
 from streams.recovery import Recovery
 from streams.store import PartitionStore
 from tests.streams.test_store import SPEC, TEXT, USER, flip, many, sst, state
 from xplat_stream.errors import DamagedState, DeliveryError, StateError
 from xplat_stream.event import UserId
+from xplat_stream.metrics import Metrics
 from xplat_stream.settings import Settings, WindowSettings, WorkerSettings
 from xplat_stream.state import BARRIER_KEY, TextEntry, text_key, user_key
 

@@ -14,7 +14,7 @@ from rocksdict import WriteBatch
 
 from streams.store import PartitionStore, claim, set_aside
 from tests.strategies import event_streams, publications, text_entries, windows
-from xplat_stream.errors import DamagedState, StateError
+from xplat_stream.errors import DamagedState, LostLease, StateError
 from xplat_stream.event import TextHash, UserId
 from xplat_stream.state import BARRIER_KEY, Publication, TextEntry, UserState, text_key, user_key
 from xplat_stream.testing import make_event
@@ -85,12 +85,51 @@ def test_what_was_not_written_is_gone(store: PartitionStore) -> None:
     again.close()
 
 
-def test_the_position_never_goes_back(store: PartitionStore) -> None:
-    """A smaller position reached later changes nothing before the next write."""
-    store.reached(9)
-    store.reached(4)
+def test_another_writer_in_the_changelog_is_found_out(store: PartitionStore) -> None:
+    """A position that passed over somebody else's records would make the next recovery pass over them too."""
+    store.restore([(user_key(USER), state(1).pack())], position=5)
+    store.put_user(USER, state(2))
     store.write()
-    assert store.changelog_position() == 9
+    store.reached(6)
+    store.put_user(USER, state(3))
+    store.write()
+    with pytest.raises(LostLease, match=r"another worker writes to the changelog of .*: it is at 9, not at 7"):
+        store.reached(9)
+    store.write()
+    assert store.changelog_position() == 6
+
+
+def test_a_text_that_may_not_be_in_the_changelog_is_sent_again(store: PartitionStore) -> None:
+    """The process died between RocksDB and the changelog: the replayed chunk has to send the text once more."""
+    first, second = TextHash(b"00000001"), TextHash(b"00000002")
+    store.put_text(first, TextEntry("confirmed"))
+    store.write()
+    store.reached(1)
+    store.put_text(second, TextEntry("not confirmed"))
+    store.write()
+    again = reopened(store)
+    assert again.has_text(first)
+    assert not again.has_text(second)
+    again.put_text(second, TextEntry("not confirmed"))
+    assert again.has_text(second)
+    again.write()
+    again.reached(2)
+    again.put_user(USER, state(1))
+    again.write()
+    last = reopened(again)
+    assert last.has_text(second)
+    last.close()
+
+
+def test_what_the_changelogs_last_record_lacks_is_written_again(store: PartitionStore) -> None:
+    """A paused worker's stale record came last: the union is held, and goes back into the changelog."""
+    newer, stale = state(2), state(1)
+    store.restore([(user_key(USER), newer.pack()), (user_key(USER), stale.pack())], position=2)
+    assert store.is_dirty
+    assert store.write() == [(user_key(USER), newer.merge(stale).pack())]
+    assert not store.is_dirty
+    store.restore([(user_key(USER), newer.merge(stale).pack())], position=3)
+    assert not store.is_dirty
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)

@@ -19,6 +19,9 @@ from xplat_stream.event import ACTION_INDEX, MAX_EVENT_BYTES, MAX_ID_CHARS, OBJE
 EVENT_TYPE: Final = "org.xplat.behavior.v1"
 CONTENT_TYPE: Final = "application/cloudevents+json"
 
+_HASH: Final = "%23"
+"""A ``#`` of a CloudEvents id, as an event id has it: the last real ``#`` there is the one between source and id."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_MS = 86_400_000
 _OBJECT_TYPES = frozenset(OBJECT_TYPES)
@@ -86,8 +89,9 @@ def decode_event(value: bytes | None) -> Event | None:
     occurred_at = since.days * _DAY_MS + since.seconds * 1000 + since.microseconds // 1000
     if occurred_at < 0:
         raise RejectedEvent("time_range", f"time {envelope.time.isoformat()} is before 1970")
+    name = envelope.id.replace("#", _HASH)
     return Event(
-        f"{envelope.source}#{envelope.id}",
+        f"{envelope.source}#{name}",
         UserId(user_id),
         data.platform,
         data.action,
@@ -99,8 +103,8 @@ def decode_event(value: bytes | None) -> Event | None:
 def encode_event(event: Event) -> bytes:
     """Return an event as structured CloudEvents JSON; `decode_event` gives it back.
 
-    The part of `event_id` before the last ``#`` becomes the CloudEvents source. An id without one is qualified by its
-    platform, and read back as ``//<platform>#<event_id>``.
+    The part of `event_id` before the last ``#`` becomes the CloudEvents source, ``%23`` after it a ``#`` of the id. An
+    `event_id` without ``#`` is qualified by its platform, and read back as ``//<platform>#<event_id>``.
     """
     source, _, name = event.event_id.rpartition("#")
     if not name:
@@ -108,7 +112,7 @@ def encode_event(event: Event) -> bytes:
     moment = datetime.fromtimestamp(event.occurred_at // 1000, UTC).replace(microsecond=event.occurred_at % 1000 * 1000)
     envelope: dict[str, Any] = {
         "specversion": "1.0",
-        "id": name,
+        "id": name.replace(_HASH, "#"),
         "source": source or f"//{event.platform}",
         "type": EVENT_TYPE,
         "subject": f"{event.object.type}/{event.object.id}",

@@ -72,11 +72,3 @@ class Child:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-
-
-def worker_metrics(datadir: Path) -> dict[str, Any]:
-    """Return the counters a worker wrote last; empty before it did."""
-    try:
-        return dict(msgspec.json.decode((datadir / "metrics.json").read_bytes()))
-    except (FileNotFoundError, msgspec.DecodeError):
-        return {}

@@ -12,11 +12,12 @@ import msgspec
 from rich.live import Live
 
 from xplat_stream import local
-from xplat_stream.demo.children import Child, worker_metrics
+from xplat_stream.demo.children import Child
 from xplat_stream.demo.score import against_truth
 from xplat_stream.demo.watch import ProfileWatch, line, picture
 from xplat_stream.errors import StackError
 from xplat_stream.kafka.topics import create_topics
+from xplat_stream.metrics import read_metrics
 from xplat_stream.population import Population
 from xplat_stream.settings import load_settings
 from xplat_stream.simulate import simulate
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from xplat_stream.metrics import Metrics
     from xplat_stream.settings import Settings
 
 _USERS: Final = 800
@@ -110,7 +112,7 @@ class Demo:
         )
         watch, live_s, before = self._live(worker, settings)
         self._say("[bold]6[/] Is it exact? The log is folded again, offline, and compared")
-        after = worker_metrics(Path(settings.worker.datadir))
+        after = read_metrics(Path(settings.worker.datadir))
         worker.stop()
         return self._judge(settings, watch, live_s, first["release"], _gained(before, after))
 
@@ -146,7 +148,7 @@ class Demo:
         self._say(_release_line(summary))
         return summary
 
-    def _live(self, worker: Child, settings: Settings) -> tuple[ProfileWatch, float, dict[str, Any]]:
+    def _live(self, worker: Child, settings: Settings) -> tuple[ProfileWatch, float, Metrics]:
         """Stream, watch and refresh. Returns the watch, how long it was live, and the counters before."""
         watch = ProfileWatch(settings)
         watch.start()
@@ -157,7 +159,7 @@ class Demo:
             target=simulate, args=(settings, self._population), daemon=True,
             kwargs={"truth_path": truth, "stop": ending, **_LIVE},
         )  # fmt: skip
-        before = worker_metrics(Path(settings.worker.datadir))
+        before = read_metrics(Path(settings.worker.datadir))
         started = time.monotonic()
         platforms.start()
         self._stream(watch, settings)
@@ -185,9 +187,9 @@ class Demo:
                 if refresh is not None and refresh.code == 0 and not switched_at and len(watch.releases) > 1:
                     switched_at = now
                 doing = "refreshed" if switched_at else "refreshing the model" if refresh else "streaming"
-                metrics = worker_metrics(Path(settings.worker.datadir))
+                metrics = read_metrics(Path(settings.worker.datadir))
                 headline = f"{elapsed:5.0f} s  {doing}"
-                rate.note(metrics.get("events", 0), now)
+                rate.note(metrics.events, now)
                 if self._console.is_terminal:
                     view.update(picture(watch, metrics, headline=headline, events_per_s=rate.per_s))
                 elif now - last_line >= _LINE_EVERY_S:
@@ -265,8 +267,8 @@ def run_demo(console: Console, environ: Mapping[str, str], *, seconds: float, se
         demo.close(keep_stack=keep)
 
 
-def _gained(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, int]:
-    return {name: after.get(name, 0) - before.get(name, 0) for name in ("texts_seen", "texts_encoded")}
+def _gained(before: Metrics, after: Metrics) -> dict[str, int]:
+    return {name: getattr(after, name) - getattr(before, name) for name in ("texts_seen", "texts_encoded")}
 
 
 def _release_line(summary: Mapping[str, Any]) -> str:

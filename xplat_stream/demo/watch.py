@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from statistics import quantiles
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
@@ -15,6 +15,7 @@ from xplat_stream.kafka.consumer import ProfileConsumer
 
 if TYPE_CHECKING:
     from xplat_stream.event import UserId
+    from xplat_stream.metrics import Metrics
     from xplat_stream.profile import Profile
     from xplat_stream.settings import Settings
 
@@ -86,10 +87,10 @@ class ProfileWatch(threading.Thread):
         return cuts[49], cuts[98]
 
 
-def picture(watch: ProfileWatch, metrics: dict[str, Any], *, headline: str, events_per_s: float) -> Group:
+def picture(watch: ProfileWatch, metrics: Metrics, *, headline: str, events_per_s: float) -> Group:
     """Return the live view: figures above, the interests of the busiest users below."""
     p50, p99 = watch.percentiles_ms(newest=2000)
-    seen, encoded = metrics.get("texts_seen", 0), metrics.get("texts_encoded", 0)
+    seen, encoded = metrics.texts_seen, metrics.texts_encoded
     figures = Table(box=None, expand=False, padding=(0, 2))
     for name in ("events/s", "updates/s", "p50", "p99", "text cache", "rejected", "users", "release"):
         figures.add_column(name, justify="right")
@@ -99,9 +100,9 @@ def picture(watch: ProfileWatch, metrics: dict[str, Any], *, headline: str, even
         f"{p50:.0f} ms",
         f"{p99:.0f} ms",
         f"{1 - encoded / seen:.2%}" if seen else "–",
-        str(sum(metrics.get("rejected", {}).values())),
+        str(sum(metrics.rejected.values())),
         str(len(watch.last)),
-        str(metrics.get("release", 0)),
+        str(metrics.release),
     )
     people = Table(box=None, expand=False, padding=(0, 2))
     for name in ("user", "events by platform", *(f"interest {rank}" for rank in range(1, _SHOWN_INTERESTS + 1))):
@@ -114,10 +115,10 @@ def picture(watch: ProfileWatch, metrics: dict[str, Any], *, headline: str, even
     return Group(headline, figures, people)
 
 
-def line(watch: ProfileWatch, metrics: dict[str, Any], *, headline: str, events_per_s: float) -> str:
+def line(watch: ProfileWatch, metrics: Metrics, *, headline: str, events_per_s: float) -> str:
     """Return the figures of the live view in one line, for output that is no terminal."""
     p50, p99 = watch.percentiles_ms(newest=2000)
     return (
         f"{headline}  {events_per_s:.0f} events/s  {watch.updates_per_s():.0f} updates/s  p50 {p50:.0f} ms  "
-        f"p99 {p99:.0f} ms  release {metrics.get('release', 0)}"
+        f"p99 {p99:.0f} ms  release {metrics.release}"
     )

@@ -5,7 +5,8 @@ Used wherever the log is the truth: state recovery, `xplat verify`, training, lo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 _BATCH = 2000
 _POLL_S = 0.05
 """librdkafka waits this long for a batch to become full, also when the end of the log is reached already."""
+
+
+_COORDINATOR_MOVES: Final = frozenset(
+    {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE}
+)
 
 
 class Span(NamedTuple):
@@ -145,19 +151,24 @@ def positions(consumer: Consumer, partitions: Sequence[TopicPartition], *, at_en
     return ends
 
 
-def committed(settings: Settings, partition: int) -> list[TopicPartition]:
-    """Return where the worker group has committed something in this partition of the topics it reads.
+def committed(settings: Settings) -> list[TopicPartition]:
+    """Return what the worker group has committed in every partition it reads; the offset is negative where nothing.
 
-    Raises `KafkaUnavailable`.
+    Waits while the group's coordinator is being found or moved. Raises `KafkaUnavailable`.
     """
     counts = partition_counts(settings)
     topics = [topic for topic in counts if platform_of(topic) or topic == REKEYED]
-    wanted = [TopicPartition(topic, partition) for topic in topics if partition < counts[topic]]
+    wanted = [TopicPartition(topic, number) for topic in topics for number in range(counts[topic])]
     consumer = Consumer({"bootstrap.servers": settings.kafka.bootstrap, "group.id": settings.worker.app, **QUIET})
+    deadline = time.monotonic() + ANSWER_S
     try:
-        return [one for one in consumer.committed(wanted, timeout=ANSWER_S) if one.offset > 0]
-    except KafkaException as error:
-        raise kafka_unavailable(settings, error) from error
+        while True:
+            try:
+                return list(consumer.committed(wanted, timeout=ANSWER_S))
+            except KafkaException as error:
+                if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() > deadline:
+                    raise kafka_unavailable(settings, error) from error
+            time.sleep(_POLL_S)
     finally:
         consumer.close()
 

@@ -16,7 +16,7 @@ import subprocess
 import uuid
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -39,13 +39,34 @@ class JarLock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jars: dict[str, str]
 
 
+class Listener(NamedTuple):
+    """One more loopback port of the broker, and the port that clients who connect there are told to use.
+
+    The two differ where something stands in between: a proxy, a tunnel.
+    """
+
+    port: int
+    advertised_port: int
+
+
 def read_lock() -> JarLock:
     """Read the lock file that is part of this package."""
     return msgspec.json.decode((resources.files(__package__) / "kafka_jars.json").read_bytes(), type=JarLock)
 
 
-def command(*, home: Path, port: int, controller_port: int, heap_mb: int, report: Callable[[str], None]) -> list[str]:
-    """Install, configure and format what is missing under `home`, and return the broker's command line."""
+def command(
+    *,
+    home: Path,
+    port: int,
+    controller_port: int,
+    heap_mb: int,
+    report: Callable[[str], None],
+    behind: Listener | None = None,
+) -> list[str]:
+    """Install, configure and format what is missing under `home`, and return the broker's command line.
+
+    `behind`: a second way in, for clients behind a proxy.
+    """
     jars = _jars(home, read_lock(), report)
     java = [
         str(find_java()),
@@ -59,20 +80,28 @@ def command(*, home: Path, port: int, controller_port: int, heap_mb: int, report
     ]
     properties = home / "kafka.properties"
     data = home / "kafka"
-    properties.write_text(server_properties(data=data, port=port, controller_port=controller_port), encoding="utf-8")
+    properties.write_text(
+        server_properties(data=data, port=port, controller_port=controller_port, behind=behind), encoding="utf-8"
+    )
     if not (data / "meta.properties").exists():
         _format(java, properties, log=home / "logs" / "kafka-format.log")
     return [*java, "kafka.Kafka", str(properties)]
 
 
-def server_properties(*, data: Path, port: int, controller_port: int) -> str:
+def server_properties(*, data: Path, port: int, controller_port: int, behind: Listener | None = None) -> str:
     """Write the broker's configuration: one node that is broker and controller, on loopback only."""
+    listeners = {"PLAINTEXT": Listener(port, port), **({"BEHIND": behind} if behind else {})}
+    listening = {**{name: one.port for name, one in listeners.items()}, "CONTROLLER": controller_port}
     lines = {
         "process.roles": "broker,controller",
         "node.id": "1",
         "controller.quorum.voters": f"1@{LOOPBACK}:{controller_port}",
-        "listeners": f"PLAINTEXT://{LOOPBACK}:{port},CONTROLLER://{LOOPBACK}:{controller_port}",
-        "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{port}",
+        "listeners": ",".join(f"{name}://{LOOPBACK}:{own}" for name, own in listening.items()),
+        "advertised.listeners": ",".join(
+            f"{name}://{LOOPBACK}:{one.advertised_port}" for name, one in listeners.items()
+        ),
+        "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in listening),
+        "inter.broker.listener.name": "PLAINTEXT",
         "controller.listener.names": "CONTROLLER",
         "log.dirs": str(data),
         # One node cannot hold the default three replicas.

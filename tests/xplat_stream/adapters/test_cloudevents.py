@@ -304,3 +304,11 @@ def test_the_size_limit_is_before_parsing() -> None:
     assert decode_event(text_of() + b" " * padding) is not None
     with pytest.raises(RejectedEvent, match="size"):
         decode_event(b"\xff" * (MAX_EVENT_BYTES + 1))
+
+
+def test_a_hash_belongs_to_the_source_or_to_the_id() -> None:
+    """Two pairs of source and id that meet in a `#` are two events, and each survives the way back."""
+    pairs = [("//a#b", "c"), ("//a", "b#c"), ("//a", "b#c#"), ("//a", "#"), ("//a#", "b")]
+    events = [decode_event(text_of({**GOOD, "source": source, "id": name})) for source, name in pairs]
+    assert len({event.event_id for event in events if event}) == len(pairs)
+    assert [decode_event(encode_event(event)) for event in events if event] == events
