@@ -22,6 +22,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
+from streams.batches import forgive_header_names
 from xplat_stream.errors import OffsetGap
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class ChunkConsumer(driver.Consumer):
     """Fetches in bulk, acknowledges in order, and never commits what another generation processed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        forgive_header_names()
         super().__init__(*args, **kwargs)
         self._processed: dict[TP, int] = {}
         self._gaps: dict[TP, tuple[int, int]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
@@ -9,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from confluent_kafka import Producer
 
-from tests.integration.bad_input import BAD, BOMB_BYTES, GOOD, Record
+from tests.integration.bad_input import BAD, BOMB_BYTES, GOOD, Record, good
 from tests.integration.conftest import XPLAT, Worker, assert_exact, environment, last_profiles, records
+from tests.streams.spoiled_batch import HEADER_NAME, SpoiledBatch
 from xplat_stream.kafka.codec import MAX_LETTER_BYTES, Letter, read_letter
+from xplat_stream.kafka.consumer import partition_for
 from xplat_stream.kafka.topics import QUIET, REJECTED, behavior_topic
 
 if TYPE_CHECKING:
@@ -182,3 +186,22 @@ def test_a_letter_that_was_cut_is_read_whole_from_its_place(
     assert whole_value(group, found.letter) == record.value
     with pytest.raises(LookupError, match="not in the log any more"):
         whole_value(group, found.letter._replace(cut_from=BOMB_BYTES * 2))
+
+
+async def test_a_header_name_that_is_no_utf8_stops_nobody(group: Settings, start_worker: Callable[..., Worker]) -> None:
+    """The event counts as if it had no headers, and so do the records around it; the worker goes on."""
+    worker = await asyncio.to_thread(lambda: start_worker(group).ready())
+    user = "oddly-named"
+    batch = SpoiledBatch(1 << 20, 0, is_transactional=False)
+    for number in range(3):
+        batch.append(
+            key=user.encode(),
+            value=good(user),
+            timestamp=None,
+            headers=[(HEADER_NAME, b"x")] if number == 1 else [],
+        )
+    async with AIOKafkaProducer(bootstrap_servers=group.kafka.bootstrap) as producer:
+        await (await producer.send_batch(batch, SHOP, partition=partition_for(user.encode(), 4)))
+    await asyncio.to_thread(assert_exact, group)
+    assert (await asyncio.to_thread(last_profiles, group, user))[user].window.events == 3
+    assert worker.running
