@@ -63,6 +63,8 @@ def test_while_triton_answers_nothing_windows_go_on(
     assert_exact(group)
     revisions = defaultdict(list)
     for record in profiles(group):
+        if not record.data.user_id.startswith("300-"):
+            continue  # other groups published other people's
         revisions[record.data.user_id].append(record.data.revision)
     assert all(found == sorted(found) for found in revisions.values())
     assert worker.running
