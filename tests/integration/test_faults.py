@@ -80,9 +80,9 @@ def test_a_full_disk_stops_the_worker_before_anything_is_acknowledged(
     worker = start_worker(group).ready()
     publish(group, made_events(10, 2, seed=510))
     assert_exact(group)
-    # Files of this process may not grow any more: RocksDB sees what a full disk shows it, without needing a mount. Its log stays below.
+    # No file of this process may grow beyond this: RocksDB sees what a full disk shows it, without needing a mount.
     resource.prlimit(worker.process.pid, resource.RLIMIT_FSIZE, (65_536, resource.RLIM_INFINITY))
-    publish(group, made_events(300, 10, seed=511))
+    publish(group, made_events(800, 20, seed=511))
     assert worker.process.wait(30) == EXIT_STATE, worker.words()
     assert worker.said(group.worker.datadir)
     assert worker.said("File too large")
