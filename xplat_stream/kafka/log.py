@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from xplat_stream.settings import Settings
 
 _BATCH = 2000
+_LEADERLESS = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART}
 _POLL_S = 0.05
 """librdkafka waits this long for a batch to become full, also when the end of the log is reached already."""
 
@@ -71,7 +72,7 @@ def spans(settings: Settings, topics: Sequence[str]) -> list[Span]:
     consumer = log_consumer(settings)
     try:
         return [
-            Span(topic, number, *consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=ANSWER_S))
+            Span(topic, number, *_watermarks(consumer, TopicPartition(topic, number)))
             for topic in topics
             for number in range(counts.get(topic, 0))
         ]
@@ -79,6 +80,20 @@ def spans(settings: Settings, topics: Sequence[str]) -> list[Span]:
         raise kafka_unavailable(settings, error) from error
     finally:
         consumer.close()
+
+
+def _watermarks(consumer: Consumer, partition: TopicPartition) -> tuple[int, int]:
+    """Return where a partition begins and ends; a topic just made may have no leader for a moment."""
+    deadline = time.monotonic() + ANSWER_S
+    while True:
+        try:
+            start, end = consumer.get_watermark_offsets(partition, timeout=ANSWER_S)
+        except KafkaException as error:
+            if error.args[0].code() not in _LEADERLESS or time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_S)
+        else:
+            return start, end
 
 
 def read_span(

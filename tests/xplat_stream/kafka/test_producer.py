@@ -30,7 +30,7 @@ def test_events_that_no_broker_takes_are_counted(nobody: Settings) -> None:
     with pytest.raises(DeliveryError, match="50 events were not acknowledged") as told:
         producer.flush()
     assert told.value.left == producer.failed == 50
-    assert producer.pending == 0
+    assert producer.delivered == 0
 
 
 def test_memory_is_bounded_while_the_broker_is_away(nobody: Settings) -> None:
