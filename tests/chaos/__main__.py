@@ -6,6 +6,7 @@ import argparse
 import json
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -34,6 +35,7 @@ def main() -> int:
     soak = programs.add_parser("soak", parents=[common], help="half load for long")
     soak.add_argument("--minutes", type=float, default=30.0)
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leave no server and no mount behind
     folder = Path(tempfile.mkdtemp(prefix="xplat-chaos-"))
     figures = _figures(folder, chosen)
     ok = figures.pop("ok")
