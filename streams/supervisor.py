@@ -6,6 +6,7 @@ systemd, or Kubernetes with ``xplat worker --no-supervise``.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -27,7 +28,7 @@ RESTARTS: Final = "WORKER_RESTARTS"
 
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
-_HEALTHY_S: Final = 60.0
+_HEALTHY_S: Final = 15.0
 """A worker that ran this long was healthy: its next restart is the first one again."""
 _PATIENCE_S: Final = 30.0
 _CRASHES: Final = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
@@ -57,8 +58,9 @@ class Supervisor:
             if time.monotonic() - began > _HEALTHY_S:
                 pause_s = _FIRST_PAUSE_S
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            sys.stderr.write(f"xplat worker {how}; starting it again in {pause_s:.1f} s\n")
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+                sys.stderr.write(f"xplat worker {how}; starting it again in {pause_s:.1f} s\n")
+                sys.stderr.flush()
             if -code in _CRASHES:
                 blame_in_hand(self._folder)
             if self._paused(pause_s):

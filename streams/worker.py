@@ -47,12 +47,15 @@ def stop_worker(error: BaseException) -> None:
         error = DamagedState(
             f"the state folder's disk fails: {error.strerror}{where}. Make room; nothing was acknowledged."
         )
-    if isinstance(error, XplatError):
-        sys.stderr.write(f"xplat worker stopped: {error}\n")
-    else:
-        log.critical("xplat worker stopped: %s: %s", type(error).__name__, error, exc_info=error)
-    sys.stderr.flush()
-    os._exit(error.exit_code if isinstance(error, XplatError) else EXIT_SOFTWARE)
+    code = error.exit_code if isinstance(error, XplatError) else EXIT_SOFTWARE
+    try:
+        if isinstance(error, XplatError):
+            sys.stderr.write(f"xplat worker stopped: {error}\n")
+        else:
+            log.critical("xplat worker stopped: %s: %s", type(error).__name__, error, exc_info=error)
+        sys.stderr.flush()
+    finally:
+        os._exit(code)  # also where the log lies on the disk that is full
 
 
 class Worker:
