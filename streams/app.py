@@ -133,17 +133,16 @@ async def _watch_lag(app: faust.App, worker: Worker, settings: Settings) -> None
         await asyncio.sleep(every_s)
         if app.rebalancing:
             continue
-        assigned = app.consumer.assignment()
+        topics = sorted({tp.topic for tp in app.consumer.assignment()})
         try:
-            held = await asyncio.to_thread(spans, settings, sorted({tp.topic for tp in assigned}))
+            held = await asyncio.to_thread(spans, settings, topics)
         except KafkaUnavailable:
             worker.behind = False  # nothing can be fetched; that is no stall
             continue
         ends = {(span.topic, span.partition): span.end for span in held}
         try:
             async with asyncio.timeout(every_s):
-                reached = {tp: await app.consumer.position(tp) for tp in assigned}
-                await app.consumer.read_skipped()
+                reached = await app.consumer.read_skipped()
         except (TimeoutError, IllegalStateError):  # the consumer's thread does not answer, or the assignment is over
             worker.behind = not app.rebalancing
             continue

@@ -138,20 +138,24 @@ class ChunkConsumer(driver.Consumer):
         self._read_offset[tp] = expected
         return False
 
-    async def read_skipped(self) -> None:
+    async def read_skipped(self) -> dict[TP, int | None]:
         """Read again where the client stands past what was delivered, twice in a row, with nothing on its way.
+
+        Returns where it stands.
 
         A gap shows when records follow it; this finds one at the end of the log. What a second reading does not bring
         is not there: control records of transactions. Call it now and then.
         """
-        for tp in self.assignment():
-            expected, stands = self._read_offset[tp], await self.position(tp)
+        positions = {tp: await self.position(tp) for tp in self.assignment()}
+        for tp, stands in positions.items():
+            expected = self._read_offset[tp]
             if expected is None or stands is None or stands <= expected:
                 self._ahead.pop(tp, None)
             elif self._ahead.get(tp) != (expected, stands):
                 self._ahead[tp] = (expected, stands)
             elif self._gaps.get(tp) != (expected, stands):
                 await self._is_hole(tp, expected, stands)
+        return positions
 
     def ack(self, message: Any) -> bool:
         """Note that everything up to the end of this chunk is done, unless its assignment is over.

@@ -123,7 +123,6 @@ class PartitionStore:
         self._cached_users = cached_users
         self._users: dict[UserId, UserState] = {}
         self._dirty: dict[bytes, bytes] = {}
-        self._pending: dict[bytes, bytes | None] = {}
         self._known_texts: set[TextHash] = set()
         self._unsent_texts: set[TextHash] = set()
         """Texts written here and not yet known to lie in the changelog; kept with them, in case the process dies."""
@@ -159,9 +158,6 @@ class PartitionStore:
         """Keep a user's new state, to be made durable by the next `write`."""
         self._users[user_id] = state
         self._dirty[user_key(user_id)] = state.pack()
-        self.has_pending = self.has_pending or state.pending
-        if self.has_pending:
-            self._pending[_PENDING_PREFIX + user_id.encode()] = b"" if state.pending else None
 
     def pending(self, *, limit: int, after: UserId | None = None) -> list[UserId]:
         """Return users whose profile still has to be scored, by id, beginning behind `after`; as last written."""
@@ -224,7 +220,8 @@ class PartitionStore:
     def write(self) -> list[Record]:
         """Make all changes durable in one RocksDB batch and return them for the changelog."""
         records = list(self._dirty.items())
-        changes: dict[bytes, bytes | None] = {**dict(records), **self._pending}
+        changes: dict[bytes, bytes | None] = dict(records)
+        changes |= self._pending_of(changes)
         if self._position is not None:
             changes[_CHANGELOG_POSITION] = self._position.to_bytes(8, "big")
         if changes:
@@ -233,7 +230,6 @@ class PartitionStore:
         self._position = None
         self._sent += len(records)
         self._dirty.clear()
-        self._pending.clear()
         self._forget_oldest()
         return records
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,7 +18,6 @@ from tests.chaos.fleet import Fleet
 from tests.chaos.stack import Stack
 from tests.chaos.traffic import PLATFORMS, Traffic, drawn_events, recorded
 from tests.tiny_release import make_published
-from xplat_stream.errors import TopicMismatch
 from xplat_stream.kafka.topics import (
     MODELS,
     PROFILES,
@@ -30,7 +28,6 @@ from xplat_stream.kafka.topics import (
     changelog_topic,
     create_topics,
     partition_counts,
-    topic_specs,
 )
 from xplat_stream.local.process import wait_for
 from xplat_stream.verify import Verdict, verify, wait_until_caught_up
@@ -60,7 +57,7 @@ def run(folder: Path, *, starts: int, seed: int) -> dict[str, Any]:
                 stack.settings, worker=msgspec.structs.replace(stack.settings.worker, app=f"fresh-{number}")
             )
             forget_topics(settings)
-            make_topics(settings)
+            create_topics(settings)
             place = folder / f"start-{number:03}"
             with Fleet(stack.behind_proxies(settings), place, size=3) as fleet:
                 verdict = _started(settings, fleet, random.Random(f"{seed}/{number}"), f"{seed}/{number}/events")
@@ -89,14 +86,6 @@ def _started(settings: Settings, fleet: Fleet, chance: random.Random, events_see
         traffic.finish()
     caught_up = wait_until_caught_up(settings, timeout_s=CAUGHT_UP_WITHIN_S)
     return verify(settings) if caught_up else None
-
-
-def make_topics(settings: Settings) -> None:
-    """Create what is missing and wait until the broker shows it: it learns from its controller a moment later."""
-    with suppress(TopicMismatch):
-        create_topics(settings)
-    names = {spec.name for spec in topic_specs(settings)}
-    assert wait_for(lambda: names <= partition_counts(settings).keys(), timeout_s=GONE_WITHIN_S)
 
 
 def forget_topics(settings: Settings) -> None:

@@ -283,10 +283,8 @@ async def test_what_is_degraded_is_scored_again(owned: Callable[..., Lanes]) -> 
     await lanes.let_go()
 
 
-async def test_letting_go_during_a_take_over_starts_nothing(
-    owned: Callable[..., Lanes], changelog: FakeChangelog, settings: Settings
-) -> None:
-    """Partitions revoked while their stores are restored: no lane starts, and the stores can be opened at once."""
+def held(changelog: FakeChangelog) -> tuple[threading.Event, threading.Event]:
+    """Let restores stand still at each batch. Returns what says that one does, and what lets it go on."""
     reading, may_go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -294,6 +292,14 @@ async def test_letting_go_during_a_take_over_starts_nothing(
         assert may_go_on.wait(PATIENCE_S)
 
     changelog.before_batch = hold
+    return reading, may_go_on
+
+
+async def test_letting_go_during_a_take_over_starts_nothing(
+    owned: Callable[..., Lanes], changelog: FakeChangelog, settings: Settings
+) -> None:
+    """Partitions revoked while their stores are restored: no lane starts, and the stores can be opened at once."""
+    reading, may_go_on = held(changelog)
     lanes = owned(FakePipeline())
     taking = asyncio.create_task(lanes.take_over([0, 1]))
     assert await asyncio.to_thread(reading.wait, PATIENCE_S)
@@ -309,13 +315,7 @@ async def test_letting_go_during_a_take_over_starts_nothing(
 
 async def test_the_last_take_over_counts(owned: Callable[..., Lanes], changelog: FakeChangelog) -> None:
     """A second assignment that arrives while the first is restored ends it, and alone has lanes."""
-    reading, may_go_on = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        reading.set()
-        assert may_go_on.wait(PATIENCE_S)
-
-    changelog.before_batch = hold
+    reading, may_go_on = held(changelog)
     lanes = owned(FakePipeline())
     first = asyncio.create_task(lanes.take_over([0, 1]))
     assert await asyncio.to_thread(reading.wait, PATIENCE_S)
@@ -332,13 +332,7 @@ async def test_a_take_over_cut_off_leaves_no_store_open(
     owned: Callable[..., Lanes], changelog: FakeChangelog, settings: Settings
 ) -> None:
     """A take-over whose task is cancelled leaves a thread behind; letting go waits for it and closes what it opened."""
-    reading, may_go_on = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        reading.set()
-        assert may_go_on.wait(PATIENCE_S)
-
-    changelog.before_batch = hold
+    reading, may_go_on = held(changelog)
     lanes = owned(FakePipeline())
     taking = asyncio.create_task(lanes.take_over([0]))
     assert await asyncio.to_thread(reading.wait, PATIENCE_S)

@@ -6,7 +6,7 @@ Used wherever the log is the truth: state recovery, `xplat verify`, training, lo
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -24,17 +24,20 @@ from xplat_stream.kafka.topics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from xplat_stream.event import Event
     from xplat_stream.settings import Settings
 
+_Answer = TypeVar("_Answer")
+
 _BATCH = 2000
-_LEADERLESS = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART}
 _POLL_S = 0.05
 """librdkafka waits this long for a batch to become full, also when the end of the log is reached already."""
 
-
+_LEADERLESS: Final = frozenset(
+    {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART}
+)
 _COORDINATOR_MOVES: Final = frozenset(
     {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE}
 )
@@ -84,16 +87,20 @@ def spans(settings: Settings, topics: Sequence[str]) -> list[Span]:
 
 def _watermarks(consumer: Consumer, partition: TopicPartition) -> tuple[int, int]:
     """Return where a partition begins and ends; a topic just made may have no leader for a moment."""
+    start, end = _patiently(lambda: consumer.get_watermark_offsets(partition, timeout=ANSWER_S), _LEADERLESS)
+    return start, end
+
+
+def _patiently(ask: Callable[[], _Answer], passing: Collection[int]) -> _Answer:
+    """Return what the broker answers, asking again while its error is one that passes by itself."""
     deadline = time.monotonic() + ANSWER_S
     while True:
         try:
-            start, end = consumer.get_watermark_offsets(partition, timeout=ANSWER_S)
+            return ask()
         except KafkaException as error:
-            if error.args[0].code() not in _LEADERLESS or time.monotonic() > deadline:
+            if error.args[0].code() not in passing or time.monotonic() > deadline:
                 raise
-            time.sleep(_POLL_S)
-        else:
-            return start, end
+        time.sleep(_POLL_S)
 
 
 def read_span(
@@ -175,15 +182,10 @@ def committed(settings: Settings) -> list[TopicPartition]:
     topics = [topic for topic in counts if platform_of(topic) or topic == REKEYED]
     wanted = [TopicPartition(topic, number) for topic in topics for number in range(counts[topic])]
     consumer = Consumer({"bootstrap.servers": settings.kafka.bootstrap, "group.id": settings.worker.app, **QUIET})
-    deadline = time.monotonic() + ANSWER_S
     try:
-        while True:
-            try:
-                return list(consumer.committed(wanted, timeout=ANSWER_S))
-            except KafkaException as error:
-                if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() > deadline:
-                    raise kafka_unavailable(settings, error) from error
-            time.sleep(_POLL_S)
+        return list(_patiently(lambda: consumer.committed(wanted, timeout=ANSWER_S), _COORDINATOR_MOVES))
+    except KafkaException as error:
+        raise kafka_unavailable(settings, error) from error
     finally:
         consumer.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -29,6 +30,7 @@ CHANGELOG_DELETE_RETENTION_DAYS: Final = 7
 from an empty store, because what was erased meanwhile could live on in its old one."""
 
 ANSWER_S: Final = 10.0
+_POLL_S: Final = 0.05
 BEHAVIOR_MAX_BYTES: Final = 2 * 1024 * 1024
 """An oversize record reaches the worker and becomes a dead letter that says so, instead of a riddle at the producer."""
 
@@ -157,6 +159,10 @@ def create_topics(settings: Settings, platforms: Iterable[str] | None = None) ->
                         expected="a broker that takes these partition and replication counts",
                         fix="Correct XPLAT_KAFKA__PARTITIONS or XPLAT_KAFKA__REPLICATION.",
                     ) from error
+        # The broker learns what its controller made a moment later.
+        deadline = time.monotonic() + ANSWER_S
+        while not futures.keys() <= partition_counts(settings).keys() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
     check_topics(settings, platforms)
     return [spec.name for spec in missing]
 
