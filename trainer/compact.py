@@ -7,7 +7,7 @@ afterwards, by any number of trainings.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -34,11 +34,44 @@ class Compact(NamedTuple):
     age: NDArray[np.float32]  # (windows, events)
     length: NDArray[np.int64]  # (windows,), events before the padding
 
+    def take(self, rows: NDArray[np.int64]) -> Compact:
+        """Return some of the windows."""
+        return Compact(self.text[rows], self.platform[rows], self.action[rows], self.age[rows], self.length[rows])
+
     def every(self, step: int) -> Compact:
         """Return every so manyth window."""
-        return Compact(
-            self.text[::step], self.platform[::step], self.action[::step], self.age[::step], self.length[::step]
+        return self.take(np.arange(0, len(self.length), step))
+
+    def seeing(self, platforms: NDArray[np.int32]) -> Compact:
+        """Return the windows with every event hidden but those of some platforms, by index from 1.
+
+        What is left moves to the front and ages are counted from its newest event: the window of a user of whom only
+        this was ever known.
+        """
+        seen = np.isin(self.platform, platforms) & (self.action > 0)
+        order = np.argsort(~seen, axis=1, kind="stable")
+        length = seen.sum(axis=1)
+        longest = max(1, int(length.max(initial=1)))
+        order = order[:, :longest]
+        present = np.arange(longest) < length[:, None]
+
+        def moved(array: NDArray[Any]) -> NDArray[Any]:
+            return np.where(present, np.take_along_axis(array, order, axis=1), 0).astype(array.dtype)
+
+        hours = np.expm1(moved(self.age).astype(np.float64))
+        newest = np.where(present, hours, np.inf).min(axis=1, keepdims=True, initial=np.inf)
+        age = np.log1p(np.where(present, hours - np.where(np.isfinite(newest), newest, 0), 0))
+        return Compact(moved(self.text), moved(self.platform), moved(self.action), age.astype(np.float32), length)
+
+    @classmethod
+    def join(cls, parts: Sequence[Compact]) -> Compact:
+        """Put windows of several parts together, padded to the longest."""
+        longest = max(part.action.shape[1] for part in parts)
+        text, platform, action, age = (
+            np.concatenate([np.pad(array, ((0, 0), (0, longest - array.shape[1]))) for array in arrays])
+            for arrays in zip(*(part[:4] for part in parts), strict=True)
         )
+        return cls(text, platform, action, age, np.concatenate([part.length for part in parts]))
 
     def with_vectors(self, table: NDArray[np.float16], rows: NDArray[np.int64]) -> HeadInputs:
         """Return the inputs of some windows, cut to the longest of them. `table`: see `vector_table`."""
@@ -62,14 +95,14 @@ def compact(
         )
         for start in range(0, max(1, len(windows)), _CHUNK)
     ]
-    longest = max(part.action.shape[1] for part in parts)
-    text, platform, action, age = (
-        np.concatenate([np.pad(array, ((0, 0), (0, longest - array.shape[1]))) for array in arrays])
-        for arrays in zip(
-            *((part.vectors.view("<i4")[..., 0], part.platform, part.action, part.age) for part in parts), strict=True
-        )
+    return Compact.join(
+        [
+            Compact(
+                part.vectors.view("<i4")[..., 0], part.platform, part.action, part.age, (part.action > 0).sum(axis=1)
+            )
+            for part in parts
+        ]
     )
-    return Compact(text, platform, action, age, (action > 0).sum(axis=1))
 
 
 def vector_table(vectors: NDArray[np.float16]) -> NDArray[np.float16]:

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from rich.table import Table
 
+from trainer.measures import best_threshold, calibration_error, ndcg
 from xplat_stream.event import ACTION_INDEX, NEGATIVE_ACTIONS
 
 if TYPE_CHECKING:
@@ -31,14 +32,11 @@ if TYPE_CHECKING:
 MODEL: Final = "model"
 POPULARITY: Final = "popularity"
 COUNTS: Final = "decayed counts"
-TOP: Final = 10
 
 _HALF_LIVES_DAYS: Final = (0.25, 1.0, 4.0, 16.0, 64.0)
 _PRIOR_WEIGHTS: Final = (0.1, 1.0, 5.0)
 _CHOOSE_ON: Final = 2000
 _CHUNK: Final = 512
-_CUTOFFS: Final = 199
-_BINS: Final = 10
 _NEGATIVE: Final = [ACTION_INDEX[action] + 1 for action in sorted(NEGATIVE_ACTIONS)]
 
 
@@ -113,33 +111,6 @@ def _quality(slugs: list[str], scores: tuple[Scores, Scores], train: Scores, tes
         float(threshold),
         {slug: round(float(value), 4) for slug, value in zip(slugs, label_f1, strict=True)},
     )
-
-
-def ndcg(scores: Scores, targets: Scores, top: int = TOP) -> NDArray[np.float64]:
-    """Return NDCG@top of each window with at least one true label; ties are broken by label order."""
-    has_any = targets.sum(axis=1) > 0
-    scores, targets = scores[has_any], targets[has_any]
-    top = min(top, targets.shape[1])
-    gains = 1 / np.log2(np.arange(2, top + 2))  # (top,)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-    reached = (np.take_along_axis(targets, order, axis=1) * gains).sum(axis=1)
-    best = np.cumsum(gains)[np.minimum(targets.sum(axis=1).astype(int), top) - 1]
-    return np.asarray(reached / best, np.float64)
-
-
-def best_threshold(scores: Scores, targets: Scores) -> float:
-    """Return the one threshold with the highest micro-F1."""
-    cutoffs = np.unique(np.quantile(scores, np.linspace(0.0, 1.0, _CUTOFFS)))
-    true = targets.sum()
-    quality = [2 * (targets * (scores >= cutoff)).sum() / max((scores >= cutoff).sum() + true, 1) for cutoff in cutoffs]
-    return float(cutoffs[int(np.argmax(quality))])
-
-
-def calibration_error(scores: Scores, targets: Scores) -> float:
-    """Return the mean distance between score and frequency over ten bins, weighted by how full they are."""
-    bins = np.minimum((scores * _BINS).astype(int), _BINS - 1).ravel()
-    gaps = np.bincount(bins, (scores - targets).ravel().astype(np.float64), minlength=_BINS)
-    return float(np.abs(gaps).sum() / max(scores.size, 1))
 
 
 def baselines(

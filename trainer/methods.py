@@ -1,0 +1,105 @@
+"""What every way of foretelling interests looks like from outside, and how each is tried: fold by fold, by user.
+
+A method is fitted on the cuts of some users and scores the cuts of others. Networks, linear models and counting all
+are methods, so a report sets them side by side on the same users, the same windows and the same thresholds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+from trainer.measures import best_threshold
+from trainer.study import FOLDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from trainer.study import Cuts, Study
+
+    Scores = NDArray[np.float32]  # (cuts, labels), in [0, 1]
+
+
+class Fitted(Protocol):
+    """A method after fitting."""
+
+    def scores(self, cuts: Cuts) -> Scores:
+        """Return (cuts, labels) probabilities. Rows are independent of each other: order and company change nothing."""
+
+
+class Method(Protocol):
+    """A way of foretelling the labels of a cut's target from its window."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
+    def fit(self, study: Study, train: Cuts, tune: Cuts) -> Fitted:
+        """Learn from `train`; stop and calibrate on `tune`, one cut a user, of other users.
+
+        `study` may be asked for texts, platforms and items, and for the history of a cut before it; never for what
+        comes after a cut that is not in `train`.
+        """
+
+
+class Trial(NamedTuple):
+    """What a method says of every evaluated user, each by a model that never saw that user."""
+
+    scores: Scores  # (users, labels), in the order of Study.test
+    threshold: NDArray[np.float32]  # (users,), of that user's fold: the best for micro-F1 on the tuning users
+
+    def chosen(self) -> NDArray[np.bool_]:
+        """Return which labels are foretold at the fold's threshold (users, labels)."""
+        return self.scores >= self.threshold[:, None]
+
+
+class Split(NamedTuple):
+    """The cuts of one fold."""
+
+    train: Cuts
+    tune: Cuts
+    test: Cuts
+    rows: NDArray[np.int64]  # (test cuts,), their positions in Study.test
+
+
+_TUNE_EVERY = 8
+
+
+def split(study: Study, fold: int) -> Split:
+    """Return the cuts of one fold: tested are its users, tuned on one in eight of the others, trained on the rest."""
+    tested = study.fold == fold
+    order = np.cumsum(~tested)  # histories are in order of the users' ids, which say nothing
+    tuned = ~tested & (order % _TUNE_EVERY == 0)
+    rows = np.flatnonzero(tested[study.test.user])
+    return Split(study.train.of_users(~tested & ~tuned), study.test.of_users(tuned), study.test.take(rows), rows)
+
+
+def views_of(study: Study, cuts: Cuts, view: str) -> Cuts:
+    """Return the cuts as one of `Study.views` shows them."""
+    return cuts.seeing(study.views()[view])
+
+
+def try_method(
+    study: Study,
+    method: Method,
+    *,
+    views: Sequence[str],
+    folds: Collection[int] = range(FOLDS),
+    report: Callable[[int], None] | None = None,
+) -> Mapping[str, Trial]:
+    """Fit a method once a fold and score that fold's users under each view. Users of folds left out score NaN."""
+    shape = study.test.targets.shape
+    found = {view: Trial(np.full(shape, np.nan, np.float32), np.full(shape[0], np.nan, np.float32)) for view in views}
+    for done, fold in enumerate(folds, 1):
+        parts = split(study, fold)
+        fitted = method.fit(study, parts.train, parts.tune)
+        for view in views:
+            tuned = fitted.scores(views_of(study, parts.tune, view))
+            found[view].scores[parts.rows] = fitted.scores(views_of(study, parts.test, view))
+            found[view].threshold[parts.rows] = best_threshold(tuned, parts.tune.targets)
+        if report is not None:
+            report(done)
+    return found
