@@ -1,13 +1,19 @@
-"""Training of the head on cached vectors: BCE, AdamW, warm-up and cosine, early stopping on the split in time.
+"""Training of the head, on cached vectors or together with the encoder's projection: seconds, not minutes.
+
+Member by member: BCE, AdamW, warm-up and cosine, early stopping on users or times that were held out. The linear branch
+is fitted by itself to convergence, and how far it is believed is chosen, like the temperature, on what was held out.
 
 Windows lose events and whole platforms at random while training, so that no score hangs on one event and a person
 known on one platform only is scored as well as can be. Beside the labels the user vector learns to lie near the texts
 the user touches next, in-batch, which keeps it in the space of the item vectors.
+
+While the first member is trained on a new encoder, the projection in front of the cached states of the transformer is
+trained with it. Everything after that, and every later refresh, reads fixed vectors.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.fit import Patience, prior_logits, schedule, seeded
-from trainer.models import Head, HeadShape
+from trainer.head import Head, HeadShape, Member
+from xplat_stream.serving.features import HeadInputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -26,8 +33,8 @@ if TYPE_CHECKING:
     from trainer.examples import Examples
     from trainer.options import TrainOptions
     from trainer.progress import Report
+    from trainer.study import Cuts
     from trainer.texts import TextTable
-    from xplat_stream.serving.features import HeadInputs
 
 _USER_WEIGHT: Final = 0.1
 """Of the user-vector loss: enough to place the vector, too little to cost the labels anything."""
@@ -36,7 +43,18 @@ _CONTRAST: Final = 0.1
 """Temperature of the contrast between the next text and the other users' next texts."""
 
 _TEMPERATURES: Final = np.geomspace(0.25, 4.0, 49)
+_SHARES: Final = (0.0, 0.3, 0.5, 0.7)
+"""Of the linear branch in the answer. Measured on real events: a half is best, and no head alone beats it."""
+
+_PENALTIES: Final = (3.0, 10.0, 30.0, 100.0)
+"""Half of it times the squared weights of the linear branch is added to its loss."""
+
+_LINEAR_ROWS: Final = 20_000
+_NEWTON_STEPS: Final = 60
 _PROBE_STEPS: Final = 150
+_NAMED_WEIGHT: Final = 0.3
+"""Of the labels that texts name themselves, while the projection is trained: it must keep them apart."""
+
 _STEPS_AN_EPOCH: Final = 32
 _SMALL_BATCH: Final = 16
 """A small log is read in smaller steps, down to this: a head needs some hundred steps, however few the examples."""
@@ -50,54 +68,151 @@ _THREADS: Final = 1
 _EVALUATION_BATCH: Final = 512
 
 
+class LabelledWindows(NamedTuple):
+    """Windows and what came after them: what a head is fitted on."""
+
+    inputs: Compact
+    targets: NDArray[np.float32]  # (windows, labels)
+    next_texts: NDArray[np.int32]  # (windows, texts), text indices, 0 = none
+    weights: NDArray[np.float32]  # (windows,)
+    last: NDArray[np.int64]  # (users,), the row of each user's last window
+
+    @classmethod
+    def of_cuts(cls, cuts: Cuts) -> LabelledWindows:
+        """Take them from a study."""
+        return cls(cuts.inputs, cuts.targets, cuts.next_texts, cuts.weights, _last(cuts.user))
+
+    @classmethod
+    def of_examples(cls, examples: Examples, inputs: Compact) -> LabelledWindows:
+        """Take them from a log, with their windows in compact form."""
+        return cls(inputs, examples.targets, examples.next_texts, examples.weights, _last(np.array(examples.users)))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def _last(users: NDArray[Any]) -> NDArray[np.int64]:
+    return np.flatnonzero(np.append(users[1:] != users[:-1], True)) if len(users) else np.zeros(0, np.int64)
+
+
+class Vectors(Protocol):
+    """Where the vectors of texts come from while a member is trained."""
+
+    def __call__(self, texts: NDArray[np.int64]) -> Tensor:
+        """Return (texts, width) of distinct text indices; index 0 is the zero vector."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield what is trained along."""
+
+
+class FixedVectors:
+    """Vectors that stay as they are. `table`: `trainer.compact.vector_table`."""
+
+    def __init__(self, table: NDArray[np.float16]) -> None:
+        self._table = torch.from_numpy(table)
+
+    def __call__(self, texts: NDArray[np.int64]) -> Tensor:
+        """See `Vectors`."""
+        return self._table[torch.from_numpy(texts)].to(torch.float32)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """See `Vectors`."""
+        return iter(())
+
+
+def views_of_platforms(platforms: int) -> list[set[int]]:
+    """Return the views of a window that are trained on beside the whole: each platform alone, and each one missing."""
+    everything = set(range(1, platforms + 1))
+    alone = [{platform} for platform in everything]
+    return [] if platforms < 2 else alone + [everything - one for one in alone if platforms > 2]  # noqa: PLR2004
+
+
+def new_head(train: LabelledWindows, platforms: int, options: TrainOptions) -> Head:
+    """Return an untrained head whose prior is the frequency of the training labels."""
+    prior = prior_logits(np.average(train.targets, axis=0, weights=train.weights))
+    shape = HeadShape(train.targets.shape[1], platforms, options.width, dropout=options.dropout)
+    return Head(shape, prior, options.members)
+
+
 def fit_head(  # noqa: PLR0913 - what it is fitted on, and how
-    train: tuple[Examples, Compact],
-    tune: tuple[Examples, Compact],
+    train: LabelledWindows,
+    tune: LabelledWindows,
     *,
     table: NDArray[np.float16],
     texts: TextTable,
     platforms: int,
     options: TrainOptions,
     report: Report,
+    views: Sequence[Collection[int]] | None = None,
+    begun: Head | None = None,
 ) -> Head:
-    """Train a head and calibrate it. `table`: the vectors, `trainer.compact.vector_table`; `platforms`: known ones."""
-    examples, inputs = train
+    """Train a head on fixed vectors and calibrate it.
+
+    `table`: the vectors, `trainer.compact.vector_table`; `platforms`: how many are known; `views`: the platforms, by
+    index from 1, that windows are reduced to at times; `begun`: a head whose first member and label layer are trained.
+    """
     with seeded(options.seed, _THREADS) as random:
-        labels = examples.targets.shape[1]
-        prior = prior_logits(np.average(examples.targets, axis=0, weights=examples.weights))
-        head = Head(HeadShape(labels, platforms, options.width, dropout=options.dropout), prior)
-        _fit_evidence(head, table, texts)
-        epochs = max(1, min(options.head_epochs, round(options.head_windows_shown / len(examples))))
-        size = max(_SMALL_BATCH, min(options.head_batch, len(examples) // _STEPS_AN_EPOCH))
-        steps = epochs * -(-len(examples) // size)
-        optimizer = torch.optim.AdamW(_groups(head, options.head_lr), weight_decay=options.weight_decay)
-        pace = schedule(optimizer, steps)
-        patience = Patience(head, options.head_patience)
-        done = 0
-        metrics: dict[str, float] = {}
-        for _ in range(epochs):
-            head.train()
-            for rows in _batches(inputs, size, random):
-                windows = _thinned(inputs.with_vectors(table, rows), options, platforms, random)
-                loss = _loss(head, windows, examples, rows, table)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch ships no annotation
-                nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-                optimizer.step()
-                pace.step()
-                done += 1
-                metrics["loss"] = loss.item()
-                report("head", done, steps, metrics)
-            metrics["validation"] = _bce(head, _residuals(head, tune[1], table), tune[0].targets, 1.0)
-            if patience.enough(metrics["validation"]):
-                break
-        patience.restore()
-        head.eval()
-        residuals = _residuals(head, tune[1], table)
-        losses = [_bce(head, residuals, tune[0].targets, float(value)) for value in _TEMPERATURES]
-        head.temperature.fill_(float(_TEMPERATURES[int(np.argmin(losses))]))
-        report("head", steps, steps, {"validation": min(losses), "temperature": head.temperature.item()})
-        return head
+        head = begun or new_head(train, platforms, options)
+        if begun is None:
+            _fit_evidence(head, table, texts)
+        seen = views_of_platforms(platforms) if views is None else [set(view) for view in views]
+        vectors = FixedVectors(table)
+        for number in range(0 if begun is None else 1, len(head.members)):
+            fit_member(head, number, train, tune, vectors, views=seen, options=options, random=random, report=report)
+        _fit_linear(head, train, tune, table, seen)
+        _calibrate(head, tune, table)
+        report("head", 1, 1, {"temperature": head.temperature.item(), "linear": head.share.item()})
+        return head.eval()
+
+
+def fit_member(  # noqa: PLR0913 - what it is fitted on, and how
+    head: Head,
+    number: int,
+    train: LabelledWindows,
+    tune: LabelledWindows,
+    vectors: Vectors,
+    *,
+    views: Sequence[set[int]],
+    options: TrainOptions,
+    random: np.random.Generator,
+    report: Report,
+    named: TextTable | None = None,
+) -> None:
+    """Train one member, and what `vectors` brings along; with `named`, also the layer that reads labels from texts."""
+    member = head.members[number]
+    trained = nn.ModuleList([member, head.evidence]) if named is not None else nn.ModuleList([member])
+    extra = list(vectors.parameters())
+    epochs = max(1, min(options.head_epochs, round(options.head_windows_shown / len(train))))
+    size = max(_SMALL_BATCH, min(options.head_batch, len(train) // _STEPS_AN_EPOCH))
+    steps = epochs * -(-len(train) // size)
+    counting = member.counting()
+    chosen = set(map(id, counting))
+    others = [parameter for parameter in trained.parameters() if id(parameter) not in chosen] + extra
+    optimizer = torch.optim.AdamW(
+        [{"params": others, "lr": options.head_lr}, {"params": counting, "lr": options.head_lr * _COUNTING_LR}],
+        weight_decay=options.weight_decay,
+    )
+    pace = schedule(optimizer, steps)
+    patience = Patience(nn.ModuleList([trained, *(one for one in [vectors] if isinstance(one, nn.Module))]), options.head_patience)
+    metrics: dict[str, float] = {}
+    done = 0
+    for _ in range(epochs):
+        head.train()
+        for rows in _batches(train.inputs, size, random):
+            loss = _loss(head, member, train, rows, vectors, views, options, random, named)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch ships no annotation
+            nn.utils.clip_grad_norm_([*trained.parameters(), *extra], 1.0)
+            optimizer.step()
+            pace.step()
+            done += 1
+            metrics["loss"] = loss.item()
+            report("head", number * steps + done, len(head.members) * steps, metrics)
+        metrics["validation"] = _validation(head, member, tune, vectors)
+        if patience.enough(metrics["validation"]):
+            break
+    patience.restore()
+    head.eval()
 
 
 @torch.no_grad()
@@ -108,30 +223,52 @@ def score_windows(head: Head, inputs: Compact, table: NDArray[np.float16]) -> ND
     return np.concatenate(parts) if parts else np.zeros((0, len(head.prior)), np.float32)
 
 
-def _loss(
-    head: Head, windows: HeadInputs, examples: Examples, rows: NDArray[np.int64], table: NDArray[np.float16]
+def _loss(  # noqa: PLR0913 - a step's everything
+    head: Head,
+    member: Member,
+    train: LabelledWindows,
+    rows: NDArray[np.int64],
+    vectors: Vectors,
+    views: Sequence[set[int]],
+    options: TrainOptions,
+    random: np.random.Generator,
+    named: TextTable | None,
 ) -> Tensor:
-    logits, user = head.residual(*map(torch.from_numpy, windows))
-    targets = torch.from_numpy(examples.targets[rows])  # (windows, labels)
-    weights = torch.from_numpy(examples.weights[rows])  # (windows,)
+    windows = _thinned(train.inputs, rows, views, options, head.shape.platforms, random)
+    following = train.next_texts[rows, 0]
+    needed, place = np.unique(np.concatenate([windows.text.ravel(), following]), return_inverse=True)
+    found = vectors(needed.astype(np.int64))
+    inside = found[torch.from_numpy(place[: windows.text.size].reshape(windows.text.shape))]
+    window = head.window(inside, *map(torch.from_numpy, (windows.platform, windows.action, windows.age)))
+    logits, user = member(window)
+    targets = torch.from_numpy(train.targets[rows])  # (windows, labels)
+    weights = torch.from_numpy(train.weights[rows])  # (windows,)
     weights = weights / weights.sum()
     labels = functional.binary_cross_entropy_with_logits(head.prior + logits, targets, reduction="none").mean(1)
-    following = examples.next_texts[rows, 0]
+    loss = (labels * weights).sum()
+    if named is not None:
+        known = np.flatnonzero((needed > 0) & named.own_known[np.maximum(needed, 1) - 1])
+        if len(known):
+            guess = head.evidence(found[torch.from_numpy(known)] * head.shape.width**0.5)
+            own = torch.from_numpy(named.own[needed[known] - 1])
+            loss = loss + _NAMED_WEIGHT * functional.binary_cross_entropy_with_logits(guess, own)
     with_text = np.flatnonzero(following)
     if len(with_text) < 2:  # noqa: PLR2004 - a contrast needs another one
-        return (labels * weights).sum()
-    items = torch.from_numpy(table[following[with_text]].astype(np.float32))  # (windows with a next text, width)
+        return loss
+    items = found[torch.from_numpy(place[windows.text.size :][with_text])]  # (windows with a next text, width)
     similar = user[torch.from_numpy(with_text)] @ items.T / _CONTRAST
     same = torch.from_numpy(following[with_text][:, None] == following[with_text][None, :])
     similar = similar.masked_fill(same & ~torch.eye(len(with_text), dtype=torch.bool), -1e4)  # the same text elsewhere
     contrast = functional.cross_entropy(similar, torch.arange(len(with_text)))
-    return (labels * weights).sum() + _USER_WEIGHT * contrast / len(head.prior)
+    return loss + _USER_WEIGHT * contrast / len(head.prior)
 
 
 def _fit_evidence(head: Head, table: NDArray[np.float16], texts: TextTable) -> None:
-    """Start the counting branch with what texts of known label look like: a logistic regression on their vectors."""
+    """Teach the label layer what texts of known label look like: a logistic regression on their vectors."""
     known = np.flatnonzero(texts.own_known)
-    vectors = torch.from_numpy(table[known + 1].astype(np.float32)) * head.scale  # (known texts, width)
+    if not len(known):
+        return
+    vectors = torch.from_numpy(table[known + 1].astype(np.float32)) * head.shape.width**0.5  # (known texts, width)
     targets = torch.from_numpy(texts.own[known])
     head.evidence.bias.data.copy_(prior_logits(texts.own[known].mean(axis=0)))
     optimizer = torch.optim.AdamW(head.evidence.parameters(), lr=0.03, weight_decay=0.1)
@@ -142,25 +279,110 @@ def _fit_evidence(head: Head, table: NDArray[np.float16], texts: TextTable) -> N
         optimizer.step()
 
 
-def _groups(head: Head, rate: float) -> list[dict[str, Any]]:
-    """Return the weights with their learning rates."""
-    counting = [*head.action_gain.parameters(), head.fading, head.smoothing, head.belief]
-    chosen = set(map(id, counting))
-    others = [parameter for parameter in head.parameters() if id(parameter) not in chosen]
-    return [{"params": others, "lr": rate}, {"params": counting, "lr": rate * _COUNTING_LR}]
+def _fit_linear(
+    head: Head, train: LabelledWindows, tune: LabelledWindows, table: NDArray[np.float16], views: Sequence[set[int]]
+) -> None:
+    """Fit the linear branch on every user's last window, as a whole and under each view (L-BFGS, ridge penalty)."""
+    rows = train.last[:: max(1, -(-len(train.last) // _LINEAR_ROWS))]
+    whole = train.inputs.take(rows)
+    shown = [whole, *(whole.seeing(np.array(sorted(view), np.int32)) for view in views)]
+    inputs = torch.cat([_linear_features(head, part, table) for part in shown])
+    targets = torch.from_numpy(np.concatenate([train.targets[rows]] * len(shown)))
+    weights = torch.from_numpy(
+        np.concatenate([np.full(len(rows), 1.0 if part is whole else 1.0 / len(views), np.float32) for part in shown])
+    )
+    held_out, wanted = _linear_features(head, tune.inputs, table), torch.from_numpy(tune.targets)
+    layer = head.linear.out
+    best = np.inf
+    kept = {name: value.clone() for name, value in layer.state_dict().items()}
+    layer.bias.data.copy_(head.prior)
+    for penalty in reversed(_PENALTIES):  # from stiff to loose, each starting where the one before ended
+        optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=_NEWTON_STEPS, line_search_fn="strong_wolfe")
+
+        def closure(penalty: float = penalty, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            each = functional.binary_cross_entropy_with_logits(layer(inputs), targets, reduction="none").sum(1)
+            loss = (each * weights).sum() + penalty / 2 * layer.weight.square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch ships no annotation
+            return loss
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch ships no annotation
+        with torch.no_grad():
+            loss = functional.binary_cross_entropy_with_logits(layer(held_out), wanted).item()
+        if loss < best:
+            best = loss
+            kept = {name: value.clone() for name, value in layer.state_dict().items()}
+    layer.load_state_dict(kept)
 
 
-def _thinned(windows: HeadInputs, options: TrainOptions, platforms: int, random: np.random.Generator) -> HeadInputs:
-    """Hide events at random; for some windows hide one platform, or make it one the release does not know."""
-    action, platform = windows.action, windows.platform
-    action = np.where(random.random(action.shape) < options.event_dropout, 0, action)
-    chosen = random.integers(1, platforms + 1, (len(action), 1))
-    drawn = random.random((len(action), 1))
-    alone = ((platform == chosen) | (action == 0)).all(axis=1, keepdims=True)  # hiding it would leave nothing
-    hidden = (platform == chosen) & (drawn < options.platform_dropout) & ~alone
-    unknown = (platform == chosen) & (drawn > 1 - options.platform_dropout / 3)
-    return windows._replace(
-        action=np.where(hidden, 0, action).astype(np.int32), platform=np.where(unknown, 0, platform).astype(np.int32)
+@torch.no_grad()
+def _linear_features(head: Head, inputs: Compact, table: NDArray[np.float16]) -> Tensor:
+    return torch.cat(
+        [
+            head.linear.features(head.window(*map(torch.from_numpy, inputs.with_vectors(table, rows))))
+            for rows in _chunks(inputs)
+        ]
+    )
+
+
+@torch.no_grad()
+def _calibrate(head: Head, tune: LabelledWindows, table: NDArray[np.float16]) -> None:
+    """Choose how far the linear branch is believed, and the temperature, by the loss on what was held out."""
+    head.eval()
+    found: dict[tuple[float, float], float] = {}
+    for share in _SHARES:
+        head.share.fill_(share)
+        residuals = torch.cat(
+            [
+                head.residual(head.window(*map(torch.from_numpy, tune.inputs.with_vectors(table, rows))))[0]
+                for rows in _chunks(tune.inputs)
+            ]
+        )
+        for temperature in _TEMPERATURES:
+            found[share, float(temperature)] = _bce(head.prior + residuals / temperature, tune.targets)
+    share, temperature = min(found, key=found.__getitem__)
+    head.share.fill_(share)
+    head.temperature.fill_(temperature)
+
+
+class _Thinned(NamedTuple):
+    """Some windows as a training step sees them."""
+
+    text: NDArray[np.int32]
+    platform: NDArray[np.int32]
+    action: NDArray[np.int32]
+    age: NDArray[np.float32]
+
+
+def _thinned(  # noqa: PLR0913 - what is hidden, and how much of it
+    inputs: Compact,
+    rows: NDArray[np.int64],
+    views: Sequence[set[int]],
+    options: TrainOptions,
+    platforms: int,
+    random: np.random.Generator,
+) -> _Thinned:
+    """Hide events at random; reduce some windows to a view, or make one platform one the release does not know."""
+    longest = max(1, int(inputs.length[rows].max(initial=1)))
+    text, platform, action, age = (array[rows, :longest] for array in inputs[:4])
+    present = action > 0
+    if views:
+        shown = np.zeros((len(views), platforms + 1), np.bool_)
+        for number, view in enumerate(views):
+            shown[number, sorted(view)] = True
+        seen = shown[random.integers(0, len(views), len(rows))]  # (windows, platforms + 1)
+        reduced = present & np.take_along_axis(seen, platform, axis=1)
+        chosen = (random.random(len(rows)) < options.platform_dropout) & reduced.any(axis=1)
+        present = np.where(chosen[:, None], reduced, present)
+        # Ages count from the newest event that is left: nobody knows of a later one.
+        hours = np.expm1(age.astype(np.float64))
+        newest = np.where(present, hours, np.inf).min(axis=1, keepdims=True)
+        age = np.log1p(np.where(present, hours - np.where(np.isfinite(newest), newest, 0), 0)).astype(np.float32)
+    drawn = random.integers(1, platforms + 1, (len(rows), 1))
+    unknown = (platform == drawn) & (random.random((len(rows), 1)) < options.platform_dropout / 6)
+    kept = present & (random.random(action.shape) >= options.event_dropout)
+    return _Thinned(
+        text, np.where(unknown, 0, platform).astype(np.int32), np.where(kept, action, 0).astype(np.int32), age
     )
 
 
@@ -181,14 +403,18 @@ def _chunks(inputs: Compact) -> Iterator[NDArray[np.int64]]:
 
 
 @torch.no_grad()
-def _residuals(head: Head, inputs: Compact, table: NDArray[np.float16]) -> Tensor:
+def _validation(head: Head, member: Member, tune: LabelledWindows, vectors: Vectors) -> float:
+    """Return the mean loss a label of the held-out windows."""
     head.eval()
-    return torch.cat(
-        [head.residual(*map(torch.from_numpy, inputs.with_vectors(table, rows)))[0] for rows in _chunks(inputs)]
-    )
+    logits = []
+    for rows in _chunks(tune.inputs):
+        longest = max(1, int(tune.inputs.length[rows].max(initial=1)))
+        text, platform, action, age = (array[rows, :longest] for array in tune.inputs[:4])
+        needed, place = np.unique(text, return_inverse=True)
+        inside = vectors(needed.astype(np.int64))[torch.from_numpy(place.reshape(text.shape))]
+        logits.append(head.prior + member(head.window(inside, *map(torch.from_numpy, (platform, action, age))))[0])
+    return _bce(torch.cat(logits), tune.targets)
 
 
-@torch.no_grad()
-def _bce(head: Head, residuals: Tensor, targets: NDArray[np.float32], temperature: float) -> float:
-    logits = head.prior + residuals / temperature
+def _bce(logits: Tensor, targets: NDArray[np.float32]) -> float:
     return functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(targets)).item()
