@@ -1,6 +1,6 @@
 """Where a training stands, kept on disk so that a `kill -9` costs seconds and not the run.
 
-A checkpoint is a folder with one file for each part of a training (`log`, `mlm`, `encoder`, `vectors`). A file is
+A checkpoint is a folder with one file for each part of a training (`log`, `search`, `mlm`, `encoder`). A file is
 written beside its place, synced and renamed, so it is whole or not there. Every file says which run it belongs to: a
 run with other options or another log does not go on from it.
 
@@ -28,6 +28,7 @@ from xplat_stream.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
     from trainer.dataset import Dataset
     from trainer.options import TrainOptions
 
@@ -36,11 +37,15 @@ _AFRESH: Final = "Train without `--resume` to begin again."
 
 
 class Checkpoint:
-    """The parts of one training. `folder` None: nothing is kept and nothing is found."""
+    """The parts of one training. `folder` None: nothing is kept and nothing is found.
+
+    Of several processes the first one writes; `resume` off: they begin anew, and what was kept is forgotten.
+    """
 
     def __init__(self, folder: Path | None, *, every: timedelta, resume: bool) -> None:
         self._folder = folder
         self._resume = resume
+        self._writes = folder is not None and is_first_process()
         self._every_s = every.total_seconds()
         self._saved_at = time.monotonic()
         self._run = ""
@@ -54,7 +59,7 @@ class Checkpoint:
                     expected="a folder that can be written to",
                     fix="Name another one as `checkpoint`.",
                 ) from error
-            if not resume and is_first_process():
+            if not resume:
                 self.clear()
 
     @classmethod
@@ -102,7 +107,7 @@ class Checkpoint:
     def save(self, part: str, state: Mapping[str, Any]) -> None:
         """Keep a part's state: tensors, numbers, text, lists and dicts of them. The one before stays until then."""
         path = self._path(part)
-        if path is None:
+        if path is None or not self._writes:
             return
         beside = path.with_suffix(".writing")
         with beside.open("wb") as written:
@@ -114,11 +119,11 @@ class Checkpoint:
 
     def due(self) -> bool:
         """Tell whether it is time to save again."""
-        return self._folder is not None and time.monotonic() - self._saved_at >= self._every_s
+        return self._writes and time.monotonic() - self._saved_at >= self._every_s
 
     def clear(self) -> None:
         """Forget every part: the training came to its end, or another one begins."""
-        if self._folder is not None:
+        if self._folder is not None and self._writes:
             for path in [*self._folder.glob(f"*{_SUFFIX}"), *self._folder.glob("*.writing")]:
                 path.unlink(missing_ok=True)
 

@@ -268,18 +268,17 @@ class _Course:
             self._done, self._over = state["done"], state["over"]
 
     def _save(self, checkpoint: Checkpoint) -> None:
-        if self._accelerator.is_main_process:
-            scaler = self._accelerator.scaler
-            state = {
-                "patience": self._patience.state(),
-                "optimizer": self._optimizer.state_dict(),
-                "pace": self._pace.state_dict(),
-                "adapter": self._adapter.state(),
-                "scaler": {} if scaler is None else scaler.state_dict(),
-                "done": self._done,
-                "over": self._over,
-            }
-            checkpoint.save(_PART, state)
+        scaler = self._accelerator.scaler
+        state = {
+            "patience": self._patience.state(),
+            "optimizer": self._optimizer.state_dict(),
+            "pace": self._pace.state_dict(),
+            "adapter": self._adapter.state(),
+            "scaler": {} if scaler is None else scaler.state_dict(),
+            "done": self._done,
+            "over": self._over,
+        }
+        checkpoint.save(_PART, state)
 
     def _step(self, group: Sequence[_Shown]) -> float:
         """Take one step over the batches of a group; return their mean loss."""

@@ -102,6 +102,10 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     contrast: _Amount = 0.0
     """Weight of InfoNCE between a text and one that its readers touched next; doubles the encoder's time."""
 
+    # Search
+    search_minutes: _Amount = 0.0
+    """Minutes spent on looking for better learning rates and sizes before the training, `trainer.search`; 0: none."""
+
     # Interruptions
     checkpoint: str = ""
     """Folder that keeps where the training stands, for `resume`; empty: nothing is kept."""

@@ -152,7 +152,8 @@ def read_behavior(
 ) -> Iterator[tuple[Event | RejectedEvent | None, Message]]:
     """Yield every record of every platform's topic with what admission makes of it, exactly as a worker does.
 
-    `within`: the spans to read; none given: `behavior_spans`. None stands for an event whose user has not consented to personalization. Raises as `read_span` does.
+    `within`: the spans to read; none given: `behavior_spans`. None stands for an event whose user has not consented to
+    personalization. Raises as `read_span` does.
     """
     for span in behavior_spans(settings) if within is None else within:
         platform = platform_of(span.topic) or ""
