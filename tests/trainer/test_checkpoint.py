@@ -28,6 +28,16 @@ def checkpoint(folder, *, resume=False, run="run"):
     return made
 
 
+def interrupting(steps):
+    """Return a report that ends a training after so many steps, before the last of them is saved."""
+
+    def report(stage, done, total, metrics):
+        if done == steps:
+            raise InterruptedError
+
+    return report
+
+
 def killed_in_the_middle(base, folder, steps=40):
     """Start the training as a process of its own and kill it when so many steps are saved."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
@@ -74,17 +84,10 @@ def test_every_adapter_resumes_at_any_step(dataset, tiny_base, tmp_path, adapter
     def train(report, **how):
         return fit_encoder(dataset.texts, options, tiny_base, report, **how).encoder.state_dict()
 
-    class Stop(Exception):
-        pass
-
-    def stop(stage, done, total, metrics):
-        if done == stop_after:
-            raise Stop
-
     expected = train(silent)
-    for stop_after in (3, 6):
-        with pytest.raises(Stop):
-            train(stop, checkpoint=checkpoint(tmp_path))
+    for steps in (3, 6):
+        with pytest.raises(InterruptedError):
+            train(interrupting(steps), checkpoint=checkpoint(tmp_path))
         found = train(silent, checkpoint=checkpoint(tmp_path, resume=True))
 
         assert all(map(torch.equal, found.values(), expected.values()))
