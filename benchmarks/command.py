@@ -50,6 +50,27 @@ def recovery(
     _show(result, json=json)
 
 
+@app.command()
+def training(
+    events: Annotated[int, typer.Option(min=5000, help="Events of the log that is trained on.")] = 200_000,
+    users: Annotated[int, typer.Option(min=100, help="Simulated users.")] = 4000,
+    trainer_examples: Annotated[int, typer.Option(min=32, help="Windows for the Hugging Face Trainer, slow.")] = 512,
+    threads: Annotated[int, typer.Option(min=1, help="Cores for both.")] = 2,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """A log → a release, encoder and head apart; beside the Hugging Face Trainer on the same windows as text."""
+    from benchmarks.training import bench_training
+
+    result = bench_training(
+        events=events,
+        users=users,
+        trainer_examples=trainer_examples,
+        threads=threads,
+        report=lambda line: _console.print(line, highlight=False),
+    )
+    _show(result, json=json)
+
+
 def _show(result: msgspec.Struct, *, json: bool) -> None:
     if json:
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")

@@ -3,48 +3,93 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 from rich.console import Console
 
+from trainer.options import AdapterName, Augmentation, Precision, TextLoss, TrainOptions, checked
+from trainer.tracking import TrackerName, tracked
 from xplat_stream.settings import load_settings
+
+if TYPE_CHECKING:
+    from trainer.search import Searched
 
 
 def train(  # one option each
     base: Annotated[str, typer.Option(help="Pretrained encoder: Hugging Face id or folder; empty for MiniLM-L6.")] = "",
+    adapter: Annotated[AdapterName, typer.Option(help="What of the encoder is trained.")] = "lora",
     head_only: Annotated[
         bool, typer.Option("--head-only", help="Keep the active encoder; seconds, not minutes.")
     ] = False,
     threads: Annotated[int, typer.Option(min=0, help="Cores to use; 0 = all.")] = 0,
     effort: Annotated[float, typer.Option(min=0.01, max=10, help="Times the usual amount of training.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Same log, same seed, same release.")] = 7,
+    loss: Annotated[TextLoss, typer.Option(help="Of the encoder: labels apart, or competing.")] = "bce",
+    augment: Annotated[Augmentation, typer.Option(help="Drop words of the texts, or keep a span of them.")] = "none",
+    fgm: Annotated[float, typer.Option(min=0, help="Adversarial step, as a share of the embeddings; 0.1 is much.")] = 0,
+    weak_labels: Annotated[
+        bool, typer.Option("--weak-labels", help="Label texts without categories by their nearest label name.")
+    ] = False,
+    mlm_steps: Annotated[int, typer.Option(min=0, help="Steps of masked-word pretraining on the log's texts.")] = 0,
+    contrast: Annotated[float, typer.Option(min=0, help="Weight of InfoNCE between a text and the next.")] = 0,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches of the encoder that make one step.")] = 1,
+    precision: Annotated[Precision, typer.Option(help="Number format; auto takes what the device has.")] = "auto",
+    search: Annotated[
+        float, typer.Option(min=0, metavar="MINUTES", help="First look for better learning rates and sizes.")
+    ] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted training stands.")] = False,
+    tracker: Annotated[TrackerName, typer.Option(help="Who keeps the curves.")] = "tensorboard",
     from_topic: Annotated[bool, typer.Option("--from-topic/--no-from-topic", help="Train on the log in Kafka.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Fine-tune on the log, evaluate, export, load into Triton, verify, and announce the new release."""
     from trainer.evaluate import render
     from trainer.progress import RichProgress
-    from trainer.train import TrainOptions
     from trainer.train import train as train_release
 
     if not from_topic:
         raise typer.BadParameter("only --from-topic is there so far; recorded folders go through `xplat replay`")
     console = Console(stderr=True)
+    settings = load_settings()
+    home = Path(settings.local.home)
+    run = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     usual = TrainOptions()
-    options = TrainOptions(
-        base=base,
-        head_only=head_only,
-        threads=threads,
-        seed=seed,
-        encoder_texts_shown=max(1, round(usual.encoder_texts_shown * effort)),
-        head_windows_shown=max(1, round(usual.head_windows_shown * effort)),
+    options = checked(
+        TrainOptions(
+            base=base,
+            adapter=adapter,
+            head_only=head_only,
+            threads=threads,
+            seed=seed,
+            loss=loss,
+            augment=augment,
+            fgm=fgm,
+            weak_labels=weak_labels,
+            mlm_steps=mlm_steps,
+            contrast=contrast,
+            accumulate=accumulate,
+            precision=precision,
+            search_minutes=search,
+            checkpoint=str(home / "training"),
+            resume=resume,
+            encoder_texts_shown=max(1, round(usual.encoder_texts_shown * effort)),
+            head_windows_shown=max(1, round(usual.head_windows_shown * effort)),
+        )
     )
-    with RichProgress(console) as report:
-        result = train_release(load_settings(), options, report)
+    with (
+        RichProgress(console) as bars,
+        tracked(bars, tracker, folder=home / "tensorboard", run=run, options=options) as report,
+    ):
+        result = train_release(settings, options, report)
+    if result.searched is not None:
+        _show_search(result.searched, home / "search" / f"{run}.json", console)
     console.print(render(result.evaluation))
-    console.print(f"release {result.release} is active (before: {result.previous or 'none'})", highlight=False)
+    if result.release:  # 0: the first of several processes publishes, and says so
+        console.print(f"release {result.release} is active (before: {result.previous or 'none'})", highlight=False)
     if json:
         summary = {
             "release": result.release,
@@ -53,3 +98,18 @@ def train(  # one option each
             "seconds": result.seconds_by_stage,
         }
         sys.stdout.write(msgspec.json.encode(summary).decode() + "\n")
+
+
+def _show_search(searched: Searched, path: Path, console: Console) -> None:
+    """Print what a search tried and chose, and keep it as JSON."""
+    for trial in searched.trials:
+        chosen = "  ".join(f"{name} {value:.4g}" for name, value in trial.options.items())
+        console.print(f"search: NDCG@10 {trial.ndcg:.4f} in {trial.seconds:.0f} s  {chosen}", highlight=False)
+    chosen = ", ".join(f"{name} {value:.4g}" for name, value in searched.chosen.items()) or "the usual options"
+    console.print(
+        f"search: chosen {chosen}: NDCG@10 {searched.ndcg:.4f} on the tuning users, usually {searched.usual_ndcg:.4f};"
+        f" all trials in {path}",
+        highlight=False,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(searched)) + b"\n")

@@ -18,8 +18,7 @@ from trainer.examples import Examples, Trail, bit_positions, examples_of
 from trainer.texts import TextTable
 from xplat_stream.errors import DataError, RejectedEvent
 from xplat_stream.event import NEGATIVE_ACTIONS, Event, Millis, UserId, hash_text, item_text
-from xplat_stream.kafka.log import read_behavior, spans
-from xplat_stream.kafka.topics import behavior_topic, platforms_on
+from xplat_stream.kafka.log import Span, behavior_spans, read_behavior
 from xplat_stream.window import row_of
 
 if TYPE_CHECKING:
@@ -45,16 +44,16 @@ class Log(NamedTuple):
     withheld: int
 
 
-def read_log(settings: Settings, report: Report | None = None) -> Log:
-    """Read every `behavior.<platform>.v1` topic to its present end, admitting as the worker does.
+def read_log(settings: Settings, report: Report | None = None, within: Sequence[Span] | None = None) -> Log:
+    """Read every `behavior.<platform>.v1` topic to its present end, or within some spans, admitting as the worker does.
 
     Raises `KafkaUnavailable`, `DeliveryError`.
     """
-    topics = [behavior_topic(platform) for platform in platforms_on(settings)]
-    total = sum(span.end - span.start for span in spans(settings, topics))
+    within = behavior_spans(settings) if within is None else within
+    total = sum(span.end - span.start for span in within)
     events: list[Event] = []
     rejected = withheld = 0
-    for seen, (event, _) in enumerate(read_behavior(settings), 1):
+    for seen, (event, _) in enumerate(read_behavior(settings, within), 1):
         if isinstance(event, RejectedEvent):
             rejected += 1
         elif event is None:

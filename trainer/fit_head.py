@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.fit import Patience, prior_logits, schedule, seeded
+from trainer.fit import prior_logits
 from trainer.head import Head, HeadShape, Member
-from xplat_stream.serving.features import HeadInputs
+from trainer.schedule import Patience, schedule, seeded
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -101,8 +101,8 @@ class Vectors(Protocol):
     def __call__(self, texts: NDArray[np.int64]) -> Tensor:
         """Return (texts, width) of distinct text indices; index 0 is the zero vector."""
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield what is trained along."""
+    def groups(self, rate: float) -> Iterator[dict[str, Any]]:
+        """Yield what is trained along, as the optimizer's groups. `rate`: the head's learning rate."""
 
 
 class FixedVectors:
@@ -115,7 +115,7 @@ class FixedVectors:
         """See `Vectors`."""
         return self._table[torch.from_numpy(texts)].to(torch.float32)
 
-    def parameters(self) -> Iterator[nn.Parameter]:
+    def groups(self, rate: float) -> Iterator[dict[str, Any]]:  # noqa: ARG002 - of nothing
         """See `Vectors`."""
         return iter(())
 
@@ -181,19 +181,20 @@ def fit_member(  # noqa: PLR0913 - what it is fitted on, and how
     """Train one member, and what `vectors` brings along; with `named`, also the layer that reads labels from texts."""
     member = head.members[number]
     trained = nn.ModuleList([member, head.evidence]) if named is not None else nn.ModuleList([member])
-    extra = list(vectors.parameters())
+    along = list(vectors.groups(options.head_lr))
+    kept = nn.ModuleList([trained, *([vectors] if isinstance(vectors, nn.Module) else [])])
     epochs = max(1, min(options.head_epochs, round(options.head_windows_shown / len(train))))
     size = max(_SMALL_BATCH, min(options.head_batch, len(train) // _STEPS_AN_EPOCH))
     steps = epochs * -(-len(train) // size)
     counting = member.counting()
     chosen = set(map(id, counting))
-    others = [parameter for parameter in trained.parameters() if id(parameter) not in chosen] + extra
+    others = [parameter for parameter in trained.parameters() if id(parameter) not in chosen]
     optimizer = torch.optim.AdamW(
-        [{"params": others, "lr": options.head_lr}, {"params": counting, "lr": options.head_lr * _COUNTING_LR}],
+        [{"params": others, "lr": options.head_lr}, {"params": counting, "lr": options.head_lr * _COUNTING_LR}, *along],
         weight_decay=options.weight_decay,
     )
     pace = schedule(optimizer, steps)
-    patience = Patience(nn.ModuleList([trained, *(one for one in [vectors] if isinstance(one, nn.Module))]), options.head_patience)
+    patience = Patience(kept, options.head_patience)
     metrics: dict[str, float] = {}
     done = 0
     for _ in range(epochs):
@@ -202,7 +203,7 @@ def fit_member(  # noqa: PLR0913 - what it is fitted on, and how
             loss = _loss(head, member, train, rows, vectors, views, options, random, named)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch ships no annotation
-            nn.utils.clip_grad_norm_([*trained.parameters(), *extra], 1.0)
+            nn.utils.clip_grad_norm_(kept.parameters(), 1.0)
             optimizer.step()
             pace.step()
             done += 1

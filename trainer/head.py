@@ -96,12 +96,14 @@ class Member(nn.Module):
 
     prior: Tensor
     age_centers: Tensor
+    platforms: Tensor
 
     def __init__(self, shape: HeadShape, prior: Tensor) -> None:
         super().__init__()
         width = shape.width
         self.register_buffer("prior", prior.clone())
         self.register_buffer("age_centers", torch.arange(float(_AGE_CENTERS)))
+        self.register_buffer("platforms", torch.arange(shape.platforms + 1, dtype=torch.int32))
         self.event = nn.Linear(width, width)
         self.named = nn.Linear(shape.labels, width, bias=False)
         self.platform = nn.Embedding(shape.platforms + 1, width)
@@ -150,8 +152,8 @@ class Member(nn.Module):
         )
         attention = _masked_softmax(self.queries(events), present)  # (users, events, queries)
         pooled = (attention.transpose(1, 2) @ events).flatten(1)  # (users, queries * width)
-        of_platform = functional.one_hot(window.platform.to(torch.int64), self.platform.num_embeddings)
-        counts = (of_platform.to(torch.float32) * present).sum(1)  # (users, platforms + 1)
+        of_platform = (window.platform.unsqueeze(-1) == self.platforms).to(torch.float32)
+        counts = (of_platform * present).sum(1)  # (users, platforms + 1)
         counts = torch.log1p(torch.cat([counts, present.sum(1)], dim=-1)) / 4.0
         mixed = self.mix(torch.cat([pooled, counts], dim=-1))  # (users, hidden)
         gain = functional.softplus(self.action_gain(window.action)) * present  # (users, events, 1)

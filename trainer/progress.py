@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-STAGES = ("read", "examples", "encoder", "vectors", "head", "evaluate", "export", "publish")
-"""The stages of a run, in order."""
+STAGES = ("read", "examples", "search", "mlm", "encoder", "vectors", "head", "evaluate", "export", "publish")
+"""The stages of a run, in order; `search` and `mlm` only where they were asked for."""
 
 
 class Report(Protocol):

@@ -5,6 +5,7 @@ Read it from top to bottom, it runs in that order. How to call it::
     from trainer.train import TrainOptions, train
     train(load_settings(), TrainOptions())                   # encoder and head: minutes
     train(load_settings(), TrainOptions(head_only=True))     # a head on the active release's encoder: seconds
+    train(load_settings(), TrainOptions(checkpoint="kept", resume=True))     # go on after a kill -9
     train_on(events, settings, TrainOptions(publish=False))  # no Kafka, no Triton: returns the files
 
 Every function below `train_on` serves one of its steps.
@@ -17,29 +18,29 @@ from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from trainer.compact import Compact, compact, vector_table
+from trainer.checkpoint import Checkpoint, fingerprint
+from trainer.compact import Compact, compact
 from trainer.dataset import Dataset, build_examples, read_log
+from trainer.devices import is_first_process
+from trainer.encoding import ReadyEncoder, active_encoder, fine_tuned
 from trainer.evaluate import Evaluation, baselines, evaluate
-from trainer.export import encode_texts, export_encoder, export_head, score_inputs
-from trainer.fit import fit_encoder
+from trainer.export import export_head, score_inputs
 from trainer.fit_head import fit_head, score_windows
-from trainer.models import DEFAULT_PACKAGE, default_base
-from trainer.options import TrainOptions
+from trainer.options import TrainOptions, checked
 from trainer.progress import STAGES, Report, silent
-from trainer.release import Candidate, EncoderFiles, EncoderKept, active_announcement, kept_encoder, publish
-from xplat_stream.errors import ReleaseError
+from trainer.release import Candidate, publish
+from trainer.search import Parts, Searched, search
+from xplat_stream.errors import DataError
+from xplat_stream.kafka.log import Span, behavior_spans
 from xplat_stream.profile import TaxonomyRef
-from xplat_stream.serving.features import TextFeatures
-from xplat_stream.serving.releases import ENCODER, MODEL_FILE, TOKENIZER_FILE, Golden, ModelRepository
+from xplat_stream.serving.releases import Golden, ModelRepository
 from xplat_stream.serving.triton import TritonScorer
 from xplat_stream.taxonomy import load_taxonomy
 from xplat_stream.window import WindowSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -63,6 +64,8 @@ class TrainResult(NamedTuple):
     evaluation: Evaluation
     seconds_by_stage: dict[str, float]
     candidate: Candidate
+    searched: Searched | None
+    """What the search found, where one was asked for."""
 
 
 def train(settings: Settings, options: TrainOptions, report: Report = silent) -> TrainResult:
@@ -71,25 +74,35 @@ def train(settings: Settings, options: TrainOptions, report: Report = silent) ->
     Raises `DataError` when that is too little, `KafkaUnavailable`, `ReleaseError`, `TritonUnavailable`.
     """
     started = perf_counter()
+    options = checked(options)
+    checkpoint = Checkpoint.of(options)
     if options.publish:
         asyncio.run(_can_publish(settings))
-    log = read_log(settings, report)
+    log = read_log(settings, report, _within(settings, checkpoint))
     report("read", 1, 1, {"events": len(log.events), "rejected": log.rejected})
-    result = train_on(log.events, settings, options, report)
+    result = train_on(log.events, settings, options, report, checkpoint=checkpoint)
     seconds = {"read": round(perf_counter() - started - sum(result.seconds_by_stage.values()), 2)}
     return result._replace(seconds_by_stage=seconds | result.seconds_by_stage)
 
 
 def train_on(
-    events: Sequence[Event], settings: Settings, options: TrainOptions, report: Report = silent
+    events: Sequence[Event],
+    settings: Settings,
+    options: TrainOptions,
+    report: Report = silent,
+    *,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainResult:
-    """Train on these events. Raises as `train`."""
+    """Train on these events. Raises as `train`. `checkpoint`: by default the one that the options ask for."""
+    options = checked(options)
+    checkpoint = checkpoint or Checkpoint.of(options)
     clock = _Clock()
     taxonomy = load_taxonomy(settings.model.taxonomy)
     spec = WindowSpec(settings.window.per_platform, settings.window.horizon)
 
     # Examples: windows up to a cut, and what came after it
     data = build_examples(events, taxonomy, spec, options)
+    checkpoint.belongs_to(fingerprint(options, data))
     train_inputs, tune_inputs, test_inputs = (
         compact(part.windows, data.texts, platforms=data.platforms, max_events=options.max_events)
         for part in (data.train, data.tune, data.test)
@@ -98,17 +111,24 @@ def train_on(
     report("examples", len(data.train), len(data.train), counted)
     clock.stage("examples")
 
+    def encoder_of(options: TrainOptions, report: Report, checkpoint: Checkpoint) -> ReadyEncoder:
+        if options.head_only:
+            return active_encoder(settings, options)
+        return fine_tuned(data, options, report, taxonomy=taxonomy, checkpoint=checkpoint)
+
+    # Search: learning rates and sizes that foretell the tuning users best, within a budget of minutes
+    searched = None
+    if options.search_minutes:
+        parts = Parts((data.train, train_inputs), (data.tune, tune_inputs))
+        options, searched = search(data, parts, options, report, encoder_of=encoder_of, checkpoint=checkpoint)
+        clock.stage("search")
+
     # Encoder: fine-tuned on every distinct text, or the one in use
-    encoder = _active_encoder(settings, options) if options.head_only else _fine_tuned(data, options, report)
+    encoder = encoder_of(options, report, checkpoint)
     clock.stage("encoder")
 
     # Vectors: by the graph that will serve, once per distinct text
-    vectors = np.zeros((len(data.texts.texts), encoder.width), np.float16)
-    for done, vectors in encode_texts(
-        encoder.graph, encoder.features, data.texts.texts, width=encoder.width, threads=options.threads
-    ):
-        report("vectors", done, len(vectors), {})
-    table = vector_table(vectors)  # (texts + 1, width)
+    table = encoder.vector_table(data.texts.texts, options, report)  # (texts + 1, width)
     clock.stage("vectors")
 
     # Head: windows of vectors → labels, early stopping and calibration on one half of the validation users
@@ -153,14 +173,16 @@ def train_on(
     )
     report("export", 1, 1, {"head_kb": len(graph) / 1024})
     clock.stage("export")
-    if not options.publish:
-        return TrainResult(0, 0, metrics, evaluation, clock.seconds, candidate)
+    if not options.publish or not is_first_process():
+        checkpoint.clear()
+        return TrainResult(0, 0, metrics, evaluation, clock.seconds, candidate, searched)
 
     # Publication: placed, loaded, verified, announced
     published = publish(settings, candidate)
     report("publish", 1, 1, {"release": published.release})
+    checkpoint.clear()
     clock.stage("publish")
-    return TrainResult(published.release, published.previous, metrics, evaluation, clock.seconds, candidate)
+    return TrainResult(published.release, published.previous, metrics, evaluation, clock.seconds, candidate, searched)
 
 
 async def _can_publish(settings: Settings) -> None:
@@ -168,6 +190,28 @@ async def _can_publish(settings: Settings) -> None:
     ModelRepository(settings.model.repository).require_layout()
     async with TritonScorer(settings.triton) as scorer:
         await scorer.require_ready()
+
+
+def _within(settings: Settings, checkpoint: Checkpoint) -> list[Span]:
+    """Return the stretch of the log to train on: all there is, or what an interrupted training read.
+
+    Raises `DataError` when the log no longer holds that.
+    """
+    now = behavior_spans(settings)
+    kept = checkpoint.load("log")
+    if kept is None:
+        checkpoint.save("log", {"spans": [list(span) for span in now]})
+        return now
+    begins = {(span.topic, span.partition): span.start for span in now}
+    within = [Span(*span) for span in kept["spans"]]
+    if any(begins.get((span.topic, span.partition), span.end) > span.start for span in within):
+        raise DataError(
+            "the log has lost records that the interrupted training read",
+            where=settings.kafka.bootstrap,
+            expected="the topics as they were, or longer",
+            fix="Train without `--resume` to begin again.",
+        )
+    return within
 
 
 class _Clock:
@@ -184,59 +228,6 @@ class _Clock:
         now = perf_counter()
         self.seconds[name] = round(now - self._last, 2)
         self._last = now
-
-
-class _ReadyEncoder(NamedTuple):
-    """An exported encoder and how its texts are prepared."""
-
-    graph: bytes | Path
-    features: TextFeatures
-    files: EncoderFiles | EncoderKept
-    width: int
-    max_tokens: int
-    base: str
-
-
-def _fine_tuned(data: Dataset, options: TrainOptions, report: Report) -> _ReadyEncoder:
-    base = options.base or default_base()
-    encoder, raw_tokenizer = fit_encoder(data.texts, options, base, report)
-    tokenizer = Tokenizer.from_str(raw_tokenizer.decode())
-    graph = export_encoder(encoder, vocabulary=tokenizer.get_vocab_size())
-    return _ReadyEncoder(
-        graph,
-        TextFeatures(tokenizer, max_tokens=options.max_tokens),
-        EncoderFiles(graph, raw_tokenizer),
-        options.width,
-        options.max_tokens,
-        options.base or DEFAULT_PACKAGE,
-    )
-
-
-def _active_encoder(settings: Settings, options: TrainOptions) -> _ReadyEncoder:
-    """Return the active release's encoder. Raises `ReleaseError` when there is none, or one of another width."""
-    active = active_announcement(settings)
-    if active is None:
-        raise ReleaseError(
-            "no release is active whose encoder could be kept",
-            where=settings.kafka.bootstrap,
-            expected="a release announced on interest.models.v1",
-            fix="Train encoder and head together first: `xplat train`.",
-        )
-    repository = ModelRepository(settings.model.repository)
-    release = repository.load(active.release)
-    manifest = release.manifest
-    if manifest.width != options.width:
-        raise ReleaseError(
-            f"the active encoder's vectors are {manifest.width} wide",
-            where=f"release {active.release}",
-            expected=f"{options.width}, as asked for",
-            fix="Train encoder and head together, or leave the width alone.",
-        )
-    folder = repository.root / ENCODER / str(manifest.encoder)
-    features = TextFeatures.from_file(folder / TOKENIZER_FILE, max_tokens=manifest.max_tokens)
-    return _ReadyEncoder(
-        folder / MODEL_FILE, features, kept_encoder(manifest), manifest.width, manifest.max_tokens, manifest.base
-    )
 
 
 def _golden(data: Dataset, inputs: Compact, table: NDArray[np.float16], head: bytes) -> Golden:

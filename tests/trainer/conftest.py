@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.trainer.corpus import label_of, make_log, taxonomy
+from tests.trainer.tiny import make_tiny_base
 from trainer.compact import Compact, compact, vector_table
 from trainer.dataset import Dataset, build_examples
 from trainer.models import Encoder, Head, HeadShape
@@ -60,6 +61,12 @@ def head() -> Head:
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return made.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A pretrained encoder of one layer, as a Hugging Face folder."""
+    return str(make_tiny_base(tmp_path_factory.mktemp("tiny-base")))
 
 
 @pytest.fixture(scope="session")

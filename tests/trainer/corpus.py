@@ -63,6 +63,14 @@ def catalog(random: np.random.Generator, items: int) -> dict[str, dict[str, list
     return found
 
 
+def words() -> list[str]:
+    """Return everything a text can be made of."""
+    return [
+        *(word for words in _WORDS.values() for word in words),
+        *(frame for one in _FRAMES.values() for frame in one),
+    ]
+
+
 def label_of(text: str) -> str:
     """Return the label slug whose words a text was made of."""
     return max((len(word), slug) for slug, words in _WORDS.items() for word in words if word in text)[1]

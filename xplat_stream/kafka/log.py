@@ -142,13 +142,20 @@ def read_span(
         consumer.close()
 
 
-def read_behavior(settings: Settings) -> Iterator[tuple[Event | RejectedEvent | None, Message]]:
+def behavior_spans(settings: Settings) -> list[Span]:
+    """Return what the platforms' topics hold now. Raises `KafkaUnavailable`."""
+    return spans(settings, [behavior_topic(platform) for platform in platforms_on(settings)])
+
+
+def read_behavior(
+    settings: Settings, within: Sequence[Span] | None = None
+) -> Iterator[tuple[Event | RejectedEvent | None, Message]]:
     """Yield every record of every platform's topic with what admission makes of it, exactly as a worker does.
 
-    None stands for an event whose user has not consented to personalization. Raises as `read_span` does.
+    `within`: the spans to read; none given: `behavior_spans`. None stands for an event whose user has not consented to
+    personalization. Raises as `read_span` does.
     """
-    topics = [behavior_topic(platform) for platform in platforms_on(settings)]
-    for span in spans(settings, topics):
+    for span in behavior_spans(settings) if within is None else within:
         platform = platform_of(span.topic) or ""
         for messages in read_span(settings, span):
             for message in messages:

@@ -1,0 +1,150 @@
+"""Projection and first member, trained together over what the transformer says of every text.
+
+The transformer runs once a text; its means are kept, and what follows it, projection and word vectors, is small enough
+to be trained through the whole head. So 64 numbers a text are chosen for what they tell of people, not of texts alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer.compact import vector_table
+from trainer.fit_head import LabelledWindows, fit_head, fit_member, new_head, views_of_platforms
+from trainer.schedule import seeded
+from trainer.words import TokenTable, latent_words
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from trainer.head import Head
+    from trainer.models import Encoder
+    from trainer.options import TrainOptions
+    from trainer.progress import Report
+    from trainer.texts import TextTable
+    from xplat_stream.serving.features import TextFeatures
+
+_BATCH: Final = 32
+_CHUNK: Final = 4096
+_THREADS: Final = 1
+_WORDS_LR: Final = 0.1
+"""Times the learning rate, for the word vectors: at the full rate they learn the training users by heart."""
+
+
+class TextStates(NamedTuple):
+    """What the transformer says of every text, and the texts' tokens; row 0 is the empty text."""
+
+    means: NDArray[np.float16]  # (texts + 1, hidden), of unit length
+    tokens: TokenTable
+
+
+@torch.no_grad()
+def text_states(encoder: Encoder, features: TextFeatures, texts: Sequence[str], report: Report) -> TextStates:
+    """Run the transformer once over every text."""
+    encoder.eval()
+    means = np.zeros((len(texts) + 1, encoder.project.in_features), np.float16)
+    done = 0
+    for batch in features.batches(texts, size=_BATCH):
+        found = encoder.means(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask))
+        # The projection does not look at the length: unit length keeps float16 exact enough.
+        means[np.array(batch.where) + 1] = nn.functional.normalize(found, dim=-1).numpy()
+        done += len(batch.where)
+        report("vectors", done, len(texts), {})
+    return TextStates(means, TokenTable.of(features, texts))
+
+
+class TrainedVectors(nn.Module):
+    """The encoder's last steps as the source of vectors. A `trainer.fit_head.Vectors`."""
+
+    def __init__(self, encoder: Encoder, states: TextStates) -> None:
+        super().__init__()
+        self.project, self.words = encoder.project, encoder.words
+        # In a list, so that the transformer is no part of what is trained and kept.
+        self._encoder = [encoder]
+        self._means = torch.from_numpy(states.means)
+        self._ids = torch.from_numpy(states.tokens.ids)
+        self._mask = torch.from_numpy(states.tokens.mask)
+
+    def forward(self, texts: NDArray[np.int64]) -> Tensor:
+        """See `trainer.fit_head.Vectors`."""
+        rows = torch.from_numpy(texts)
+        mask = self._mask[rows]
+        longest = max(1, int(mask.sum(1).max()))  # padding is at the end
+        found = self._encoder[0].vectors(
+            self._means[rows].to(torch.float32), self._ids[rows, :longest].to(torch.int64), mask[:, :longest]
+        )
+        return found * (rows > 0).unsqueeze(-1)
+
+    def groups(self, rate: float) -> Iterator[dict[str, Any]]:
+        """See `trainer.fit_head.Vectors`."""
+        yield {"params": list(self.project.parameters()), "lr": rate}
+        yield {"params": list(self.words.parameters()), "lr": rate * _WORDS_LR, "weight_decay": 0.0}
+
+    @torch.no_grad()
+    def table(self) -> NDArray[np.float16]:
+        """Return the vectors of all texts, `trainer.compact.vector_table`."""
+        rows = np.arange(1, len(self._means))
+        parts = [self(rows[start : start + _CHUNK]).numpy() for start in range(0, len(rows), _CHUNK)]
+        width = self.project.out_features
+        return vector_table(np.concatenate([np.zeros((0, width), np.float32), *parts]).astype(np.float16))
+
+
+class Joint(NamedTuple):
+    """A head, and the vectors it was trained on: the encoder's own, from now on."""
+
+    head: Head
+    table: NDArray[np.float16]  # (texts + 1, width)
+
+
+def fit_together(  # noqa: PLR0913 - what it is fitted on, and how
+    encoder: Encoder,
+    states: TextStates,
+    train: LabelledWindows,
+    tune: LabelledWindows,
+    *,
+    texts: TextTable,
+    platforms: int,
+    options: TrainOptions,
+    report: Report,
+    views: Sequence[Collection[int]] | None = None,
+) -> Joint:
+    """Train the encoder's projection and word vectors with the head's first member, then the rest of the head.
+
+    Changes `encoder`, whose transformer made `states`. The other arguments are those of `fit_head`.
+    """
+    seen = views_of_platforms(platforms) if views is None else [set(view) for view in views]
+    with seeded(options.seed, _THREADS) as random:
+        latent = latent_words(
+            states.tokens,
+            train.inputs.take(train.last),
+            vocabulary=encoder.words.num_embeddings,
+            width=options.width,
+            seed=options.seed,
+        )
+        encoder.words.weight.data.copy_(torch.from_numpy(latent.words))
+        encoder.rarity.copy_(torch.from_numpy(latent.rarity))
+        for layer in (encoder.project, encoder.words):
+            layer.requires_grad_(True)
+        head = new_head(train, platforms, options)
+        vectors = TrainedVectors(encoder, states)
+        fit_member(
+            head, 0, train, tune, vectors, views=seen, options=options, random=random, report=report, named=texts
+        )
+        table = vectors.table()
+    fitted = fit_head(
+        train,
+        tune,
+        table=table,
+        texts=texts,
+        platforms=platforms,
+        options=options,
+        report=report,
+        views=seen,
+        begun=head,
+    )
+    return Joint(fitted, table)
