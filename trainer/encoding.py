@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from trainer.checkpoint import Checkpoint
     from trainer.dataset import Dataset
+    from trainer.models import Encoder
     from trainer.options import TrainOptions
     from trainer.progress import Report
     from xplat_stream.settings import Settings
@@ -49,10 +50,25 @@ class ReadyEncoder(NamedTuple):
         return vector_table(vectors)
 
 
+class FreshEncoder(NamedTuple):
+    """A fine-tuned encoder that may still be trained with the head."""
+
+    encoder: Encoder
+    tokenizer: bytes
+    features: TextFeatures
+
+    def exported(self, options: TrainOptions) -> ReadyEncoder:
+        """Return its graph. Raises `ReleaseError` when that answers differently."""
+        graph = export_encoder(self.encoder, vocabulary=self.encoder.words.num_embeddings)
+        files = EncoderFiles(graph, self.tokenizer)
+        base = options.base or DEFAULT_PACKAGE
+        return ReadyEncoder(graph, self.features, files, options.width, options.max_tokens, base)
+
+
 def fine_tuned(
     data: Dataset, options: TrainOptions, report: Report, *, taxonomy: Taxonomy, checkpoint: Checkpoint
-) -> ReadyEncoder:
-    """Fine-tune an encoder and export it. Raises `DataError`, `ReleaseError`."""
+) -> FreshEncoder:
+    """Fine-tune an encoder on the texts of a log. Raises `DataError`."""
     base = options.base or default_base()
     hints = Hints(
         following_pairs(data.train, data.texts) if options.contrast else Hints().following,
@@ -60,15 +76,7 @@ def fine_tuned(
     )
     encoder, raw_tokenizer = fit_encoder(data.texts, options, base, report, hints=hints, checkpoint=checkpoint)
     tokenizer = Tokenizer.from_str(raw_tokenizer.decode())
-    graph = export_encoder(encoder, vocabulary=tokenizer.get_vocab_size())
-    return ReadyEncoder(
-        graph,
-        TextFeatures(tokenizer, max_tokens=options.max_tokens),
-        EncoderFiles(graph, raw_tokenizer),
-        options.width,
-        options.max_tokens,
-        options.base or DEFAULT_PACKAGE,
-    )
+    return FreshEncoder(encoder, raw_tokenizer, TextFeatures(tokenizer, max_tokens=options.max_tokens))
 
 
 def active_encoder(settings: Settings, options: TrainOptions) -> ReadyEncoder:

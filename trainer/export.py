@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from trainer.models import Encoder, Head
+    from trainer.head import Head
+    from trainer.models import Encoder
     from xplat_stream.serving.features import HeadInputs, TextFeatures
 
 OPSET: Final = 18
@@ -58,7 +59,7 @@ def export_encoder(encoder: Encoder, *, vocabulary: int) -> bytes:
 def export_head(head: Head) -> bytes:
     """Return the graph `vectors, platform, action, age` → `scores, user_vector`. Raises as `export_encoder`."""
     random = np.random.default_rng(0)
-    width, platforms = head.event.in_features, head.platform.num_embeddings
+    width, platforms = head.shape.width, head.shape.platforms + 1
 
     def example(users: int, events: int) -> Arrays:
         lengths = random.integers(0, events + 1, (users, 1))

@@ -13,7 +13,7 @@ trained with it. Everything after that, and every later refresh, reads fixed vec
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from torch.nn import functional
 
 from trainer.fit import prior_logits
 from trainer.head import Head, HeadShape, Member
+from trainer.losses import info_nce
 from trainer.schedule import Patience, schedule, seeded
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -43,8 +44,8 @@ _CONTRAST: Final = 0.1
 """Temperature of the contrast between the next text and the other users' next texts."""
 
 _TEMPERATURES: Final = np.geomspace(0.25, 4.0, 49)
-_SHARES: Final = (0.0, 0.3, 0.5, 0.7)
-"""Of the linear branch in the answer. Measured on real events: a half is best, and no head alone beats it."""
+_SHARES: Final = (0.5, 0.3, 0.0)
+"""Of the linear branch in the answer, the most believed first: half of it was best on real events, by a little."""
 
 _PENALTIES: Final = (3.0, 10.0, 30.0, 100.0)
 """Half of it times the squared weights of the linear branch is added to its loss."""
@@ -127,62 +128,58 @@ def views_of_platforms(platforms: int) -> list[set[int]]:
     return [] if platforms < 2 else alone + [everything - one for one in alone if platforms > 2]  # noqa: PLR2004
 
 
-def new_head(train: LabelledWindows, platforms: int, options: TrainOptions) -> Head:
-    """Return an untrained head whose prior is the frequency of the training labels."""
-    prior = prior_logits(np.average(train.targets, axis=0, weights=train.weights))
-    shape = HeadShape(train.targets.shape[1], platforms, options.width, dropout=options.dropout)
-    return Head(shape, prior, options.members)
+class Fitting(NamedTuple):
+    """What a head is fitted on, and how."""
+
+    train: LabelledWindows
+    tune: LabelledWindows
+    """Of other users, or later times: says when to stop, and calibrates."""
+    texts: TextTable
+    platforms: int
+    """How many are known."""
+    options: TrainOptions
+    report: Report
+    views: Sequence[set[int]] | None = None
+    """The platforms, by index from 1, that windows are reduced to at times; by default `views_of_platforms`."""
+
+    def seen(self) -> Sequence[set[int]]:
+        """Return the views of a window that are trained on beside the whole."""
+        return views_of_platforms(self.platforms) if self.views is None else self.views
+
+    def new_head(self) -> Head:
+        """Return an untrained head whose prior is the frequency of the training labels."""
+        targets, options = self.train.targets, self.options
+        prior = prior_logits(np.average(targets, axis=0, weights=self.train.weights))
+        shape = HeadShape(targets.shape[1], self.platforms, options.width, dropout=options.dropout)
+        return Head(shape, prior, options.members)
 
 
-def fit_head(  # noqa: PLR0913 - what it is fitted on, and how
-    train: LabelledWindows,
-    tune: LabelledWindows,
-    *,
-    table: NDArray[np.float16],
-    texts: TextTable,
-    platforms: int,
-    options: TrainOptions,
-    report: Report,
-    views: Sequence[Collection[int]] | None = None,
-    begun: Head | None = None,
-) -> Head:
+def fit_head(fitting: Fitting, table: NDArray[np.float16], begun: Head | None = None) -> Head:
     """Train a head on fixed vectors and calibrate it.
 
-    `table`: the vectors, `trainer.compact.vector_table`; `platforms`: how many are known; `views`: the platforms, by
-    index from 1, that windows are reduced to at times; `begun`: a head whose first member and label layer are trained.
+    `table`: the vectors, `trainer.compact.vector_table`; `begun`: a head whose first member and labels are trained.
     """
-    with seeded(options.seed, _THREADS) as random:
-        head = begun or new_head(train, platforms, options)
+    with seeded(fitting.options.seed, _THREADS) as random:
+        head = begun or fitting.new_head()
         if begun is None:
-            _fit_evidence(head, table, texts)
-        seen = views_of_platforms(platforms) if views is None else [set(view) for view in views]
+            _fit_evidence(head, table, fitting.texts)
         vectors = FixedVectors(table)
         for number in range(0 if begun is None else 1, len(head.members)):
-            fit_member(head, number, train, tune, vectors, views=seen, options=options, random=random, report=report)
-        _fit_linear(head, train, tune, table, seen)
-        _calibrate(head, tune, table)
-        report("head", 1, 1, {"temperature": head.temperature.item(), "linear": head.share.item()})
+            fit_member(head, number, fitting, vectors, random)
+        _fit_linear(head, fitting, table)
+        _calibrate(head, fitting.tune, table)
+        fitting.report("head", 1, 1, {"temperature": head.temperature.item(), "linear": head.share.item()})
         return head.eval()
 
 
-def fit_member(  # noqa: PLR0913 - what it is fitted on, and how
-    head: Head,
-    number: int,
-    train: LabelledWindows,
-    tune: LabelledWindows,
-    vectors: Vectors,
-    *,
-    views: Sequence[set[int]],
-    options: TrainOptions,
-    random: np.random.Generator,
-    report: Report,
-    named: TextTable | None = None,
+def fit_member(
+    head: Head, number: int, fitting: Fitting, vectors: Vectors, random: np.random.Generator, *, named: bool = False
 ) -> None:
-    """Train one member, and what `vectors` brings along; with `named`, also the layer that reads labels from texts."""
-    member = head.members[number]
-    trained = nn.ModuleList([member, head.evidence]) if named is not None else nn.ModuleList([member])
-    along = list(vectors.groups(options.head_lr))
-    kept = nn.ModuleList([trained, *([vectors] if isinstance(vectors, nn.Module) else [])])
+    """Train one member, and what `vectors` brings along; if `named`, also the layer that reads labels from texts."""
+    member = cast("Member", head.members[number])
+    train, options = fitting.train, fitting.options
+    trained = nn.ModuleList([member, head.evidence] if named else [member])
+    kept = nn.ModuleList([trained, vectors] if isinstance(vectors, nn.Module) else [trained])
     epochs = max(1, min(options.head_epochs, round(options.head_windows_shown / len(train))))
     size = max(_SMALL_BATCH, min(options.head_batch, len(train) // _STEPS_AN_EPOCH))
     steps = epochs * -(-len(train) // size)
@@ -190,17 +187,22 @@ def fit_member(  # noqa: PLR0913 - what it is fitted on, and how
     chosen = set(map(id, counting))
     others = [parameter for parameter in trained.parameters() if id(parameter) not in chosen]
     optimizer = torch.optim.AdamW(
-        [{"params": others, "lr": options.head_lr}, {"params": counting, "lr": options.head_lr * _COUNTING_LR}, *along],
+        [
+            {"params": others, "lr": options.head_lr},
+            {"params": counting, "lr": options.head_lr * _COUNTING_LR},
+            *vectors.groups(options.head_lr),
+        ],
         weight_decay=options.weight_decay,
     )
-    pace = schedule(optimizer, steps)
+    pace = schedule(optimizer, steps, warm_up=options.warm_up)
     patience = Patience(kept, options.head_patience)
     metrics: dict[str, float] = {}
     done = 0
     for _ in range(epochs):
         head.train()
         for rows in _batches(train.inputs, size, random):
-            loss = _loss(head, member, train, rows, vectors, views, options, random, named)
+            step = _Step.of(fitting, rows, random)
+            loss = step.loss(head, member, vectors, fitting.texts if named else None)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch ships no annotation
             nn.utils.clip_grad_norm_(kept.parameters(), 1.0)
@@ -208,8 +210,8 @@ def fit_member(  # noqa: PLR0913 - what it is fitted on, and how
             pace.step()
             done += 1
             metrics["loss"] = loss.item()
-            report("head", number * steps + done, len(head.members) * steps, metrics)
-        metrics["validation"] = _validation(head, member, tune, vectors)
+            fitting.report("head", number * steps + done, len(head.members) * steps, metrics)
+        metrics["validation"] = _validation(head, member, fitting.tune, vectors)
         if patience.enough(metrics["validation"]):
             break
     patience.restore()
@@ -224,44 +226,48 @@ def score_windows(head: Head, inputs: Compact, table: NDArray[np.float16]) -> ND
     return np.concatenate(parts) if parts else np.zeros((0, len(head.prior)), np.float32)
 
 
-def _loss(  # noqa: PLR0913 - a step's everything
-    head: Head,
-    member: Member,
-    train: LabelledWindows,
-    rows: NDArray[np.int64],
-    vectors: Vectors,
-    views: Sequence[set[int]],
-    options: TrainOptions,
-    random: np.random.Generator,
-    named: TextTable | None,
-) -> Tensor:
-    windows = _thinned(train.inputs, rows, views, options, head.shape.platforms, random)
-    following = train.next_texts[rows, 0]
-    needed, place = np.unique(np.concatenate([windows.text.ravel(), following]), return_inverse=True)
-    found = vectors(needed.astype(np.int64))
-    inside = found[torch.from_numpy(place[: windows.text.size].reshape(windows.text.shape))]
-    window = head.window(inside, *map(torch.from_numpy, (windows.platform, windows.action, windows.age)))
-    logits, user = member(window)
-    targets = torch.from_numpy(train.targets[rows])  # (windows, labels)
-    weights = torch.from_numpy(train.weights[rows])  # (windows,)
-    weights = weights / weights.sum()
-    labels = functional.binary_cross_entropy_with_logits(head.prior + logits, targets, reduction="none").mean(1)
-    loss = (labels * weights).sum()
-    if named is not None:
-        known = np.flatnonzero((needed > 0) & named.own_known[np.maximum(needed, 1) - 1])
-        if len(known):
-            guess = head.evidence(found[torch.from_numpy(known)] * head.shape.width**0.5)
-            own = torch.from_numpy(named.own[needed[known] - 1])
-            loss = loss + _NAMED_WEIGHT * functional.binary_cross_entropy_with_logits(guess, own)
-    with_text = np.flatnonzero(following)
-    if len(with_text) < 2:  # noqa: PLR2004 - a contrast needs another one
-        return loss
-    items = found[torch.from_numpy(place[windows.text.size :][with_text])]  # (windows with a next text, width)
-    similar = user[torch.from_numpy(with_text)] @ items.T / _CONTRAST
-    same = torch.from_numpy(following[with_text][:, None] == following[with_text][None, :])
-    similar = similar.masked_fill(same & ~torch.eye(len(with_text), dtype=torch.bool), -1e4)  # the same text elsewhere
-    contrast = functional.cross_entropy(similar, torch.arange(len(with_text)))
-    return loss + _USER_WEIGHT * contrast / len(head.prior)
+class _Step(NamedTuple):
+    """Some windows as a training step sees them, and what came after them."""
+
+    windows: _Thinned
+    targets: Tensor  # (windows, labels)
+    weights: Tensor  # (windows,), sum 1
+    following: NDArray[np.int32]  # (windows,), text index of what came first, 0 = none
+
+    @classmethod
+    def of(cls, fitting: Fitting, rows: NDArray[np.int64], random: np.random.Generator) -> _Step:
+        """Draw what is hidden of these windows."""
+        train = fitting.train
+        weights = torch.from_numpy(train.weights[rows])
+        return cls(
+            _thinned(train.inputs, rows, fitting, random),
+            torch.from_numpy(train.targets[rows]),
+            weights / weights.sum(),
+            train.next_texts[rows, 0],
+        )
+
+    def loss(self, head: Head, member: Member, vectors: Vectors, named: TextTable | None) -> Tensor:
+        """Return BCE of the labels, plus the contrast of the user vectors, plus the labels that texts name."""
+        windows, following = self.windows, self.following
+        needed, place = np.unique(np.concatenate([windows.text.ravel(), following]), return_inverse=True)
+        found = vectors(needed.astype(np.int64))
+        inside = found[torch.from_numpy(place[: windows.text.size].reshape(windows.text.shape))]
+        window = head.window(inside, *map(torch.from_numpy, (windows.platform, windows.action, windows.age)))
+        logits, user = member(window)
+        labels = functional.binary_cross_entropy_with_logits(head.prior + logits, self.targets, reduction="none")
+        loss = (labels.mean(1) * self.weights).sum()
+        if named is not None:
+            known = np.flatnonzero((needed > 0) & named.own_known[np.maximum(needed, 1) - 1])
+            if len(known):
+                guess = head.evidence(found[torch.from_numpy(known)] * head.shape.width**0.5)
+                own = torch.from_numpy(named.own[needed[known] - 1])
+                loss = loss + _NAMED_WEIGHT * functional.binary_cross_entropy_with_logits(guess, own)
+        with_text = np.flatnonzero(following)
+        if len(with_text) < 2:  # noqa: PLR2004 - a contrast needs another one
+            return loss
+        items = found[torch.from_numpy(place[windows.text.size :][with_text])]  # (windows with a next text, width)
+        contrast = info_nce(user[torch.from_numpy(with_text)], items, torch.from_numpy(following[with_text]), _CONTRAST)
+        return loss + _USER_WEIGHT * contrast / len(head.prior)
 
 
 def _fit_evidence(head: Head, table: NDArray[np.float16], texts: TextTable) -> None:
@@ -280,10 +286,9 @@ def _fit_evidence(head: Head, table: NDArray[np.float16], texts: TextTable) -> N
         optimizer.step()
 
 
-def _fit_linear(
-    head: Head, train: LabelledWindows, tune: LabelledWindows, table: NDArray[np.float16], views: Sequence[set[int]]
-) -> None:
+def _fit_linear(head: Head, fitting: Fitting, table: NDArray[np.float16]) -> None:
     """Fit the linear branch on every user's last window, as a whole and under each view (L-BFGS, ridge penalty)."""
+    train, tune, views = fitting.train, fitting.tune, fitting.seen()
     rows = train.last[:: max(1, -(-len(train.last) // _LINEAR_ROWS))]
     whole = train.inputs.take(rows)
     shown = [whole, *(whole.seeing(np.array(sorted(view), np.int32)) for view in views)]
@@ -328,22 +333,33 @@ def _linear_features(head: Head, inputs: Compact, table: NDArray[np.float16]) ->
 
 @torch.no_grad()
 def _calibrate(head: Head, tune: LabelledWindows, table: NDArray[np.float16]) -> None:
-    """Choose how far the linear branch is believed, and the temperature, by the loss on what was held out."""
+    """Choose how far the linear branch is believed, and the temperature, on what was held out.
+
+    It is believed as far as what was held out does not speak against by more than a standard error of the difference
+    (Breiman et al. 1984): few windows decide, and the branch errs differently from the members.
+    """
     head.eval()
-    found: dict[tuple[float, float], float] = {}
+    residuals, losses = {}, {}
     for share in _SHARES:
         head.share.fill_(share)
-        residuals = torch.cat(
+        residuals[share] = torch.cat(
             [
                 head.residual(head.window(*map(torch.from_numpy, tune.inputs.with_vectors(table, rows))))[0]
                 for rows in _chunks(tune.inputs)
             ]
         )
-        for temperature in _TEMPERATURES:
-            found[share, float(temperature)] = _bce(head.prior + residuals / temperature, tune.targets)
-    share, temperature = min(found, key=found.__getitem__)
+        losses[share] = functional.binary_cross_entropy_with_logits(
+            head.prior + residuals[share], torch.from_numpy(tune.targets), reduction="none"
+        ).mean(1)  # (windows,)
+    best = min(losses.values(), key=lambda loss: float(loss.mean()))
+    share = next(
+        share
+        for share, loss in losses.items()
+        if (loss - best).mean() <= (loss - best).std(correction=0) / max(1, len(best)) ** 0.5
+    )
     head.share.fill_(share)
-    head.temperature.fill_(temperature)
+    at = [_bce(head.prior + residuals[share] / temperature, tune.targets) for temperature in _TEMPERATURES]
+    head.temperature.fill_(float(_TEMPERATURES[int(np.argmin(at))]))
 
 
 class _Thinned(NamedTuple):
@@ -355,17 +371,12 @@ class _Thinned(NamedTuple):
     age: NDArray[np.float32]
 
 
-def _thinned(  # noqa: PLR0913 - what is hidden, and how much of it
-    inputs: Compact,
-    rows: NDArray[np.int64],
-    views: Sequence[set[int]],
-    options: TrainOptions,
-    platforms: int,
-    random: np.random.Generator,
-) -> _Thinned:
+def _thinned(inputs: Compact, rows: NDArray[np.int64], fitting: Fitting, random: np.random.Generator) -> _Thinned:
     """Hide events at random; reduce some windows to a view, or make one platform one the release does not know."""
+    views, options, platforms = fitting.seen(), fitting.options, fitting.platforms
     longest = max(1, int(inputs.length[rows].max(initial=1)))
-    text, platform, action, age = (array[rows, :longest] for array in inputs[:4])
+    text, platform = inputs.text[rows, :longest], inputs.platform[rows, :longest]
+    action, age = inputs.action[rows, :longest], inputs.age[rows, :longest]
     present = action > 0
     if views:
         shown = np.zeros((len(views), platforms + 1), np.bool_)

@@ -181,14 +181,15 @@ class Linear(nn.Module):
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
         self.platforms = shape.platforms
-        self.register_buffer("negative", torch.tensor([1.0, *(float(action in NEGATIVE_ACTIONS) for action in ACTIONS)]))
+        negative = [1.0, *(float(action in NEGATIVE_ACTIONS) for action in ACTIONS)]
+        self.register_buffer("negative", torch.tensor(negative).unsqueeze(-1))  # (actions + 1, 1)
         self.out = nn.Linear(2 * shape.labels + shape.platforms * shape.width, shape.labels)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def features(self, window: Window) -> Tensor:
         """Return what the regression reads (users, features)."""
-        counted = window.present * (1 - self.negative[window.action]).unsqueeze(-1)
+        counted = window.present * (1 - functional.embedding(window.action, self.negative))
         parts = [torch.log1p(part) for part in label_counts(window, counted)]
         for platform in range(1, self.platforms + 1):
             here = window.present * (window.platform == platform).to(torch.float32).unsqueeze(-1)
@@ -205,8 +206,9 @@ class Linear(nn.Module):
 
 def label_counts(window: Window, weight: Tensor) -> Sequence[Tensor]:
     """Return the counts of recent labels and of all (users, labels), an event counting `weight` (users, events, 1)."""
-    present = window.present
-    newer = present.sum(1, keepdim=True) - present.cumsum(1)  # (users, events, 1), events lie oldest first
+    # Counted by age, not by place: the order that events come in changes no score. Of one age, none is newer.
+    younger = (window.age.unsqueeze(1) < window.age.unsqueeze(2)).to(torch.float32)  # (users, events, events)
+    newer = younger @ window.present  # (users, events, 1)
     return (window.named * weight * _RECENT**newer).sum(1), (window.named * weight).sum(1)
 
 

@@ -13,20 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from trainer.compact import vector_table
-from trainer.fit_head import LabelledWindows, fit_head, fit_member, new_head, views_of_platforms
+from trainer.fit_head import Fitting, fit_head, fit_member
 from trainer.schedule import seeded
 from trainer.words import TokenTable, latent_words
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from trainer.head import Head
     from trainer.models import Encoder
-    from trainer.options import TrainOptions
     from trainer.progress import Report
-    from trainer.texts import TextTable
     from xplat_stream.serving.features import TextFeatures
 
 _BATCH: Final = 32
@@ -101,23 +99,12 @@ class Joint(NamedTuple):
     table: NDArray[np.float16]  # (texts + 1, width)
 
 
-def fit_together(  # noqa: PLR0913 - what it is fitted on, and how
-    encoder: Encoder,
-    states: TextStates,
-    train: LabelledWindows,
-    tune: LabelledWindows,
-    *,
-    texts: TextTable,
-    platforms: int,
-    options: TrainOptions,
-    report: Report,
-    views: Sequence[Collection[int]] | None = None,
-) -> Joint:
+def fit_together(encoder: Encoder, states: TextStates, fitting: Fitting) -> Joint:
     """Train the encoder's projection and word vectors with the head's first member, then the rest of the head.
 
-    Changes `encoder`, whose transformer made `states`. The other arguments are those of `fit_head`.
+    Changes `encoder`, whose transformer made `states`.
     """
-    seen = views_of_platforms(platforms) if views is None else [set(view) for view in views]
+    options, train = fitting.options, fitting.train
     with seeded(options.seed, _THREADS) as random:
         latent = latent_words(
             states.tokens,
@@ -127,24 +114,11 @@ def fit_together(  # noqa: PLR0913 - what it is fitted on, and how
             seed=options.seed,
         )
         encoder.words.weight.data.copy_(torch.from_numpy(latent.words))
-        encoder.rarity.copy_(torch.from_numpy(latent.rarity))
+        encoder.rarity.copy_(torch.from_numpy(latent.rarity).unsqueeze(-1))
         for layer in (encoder.project, encoder.words):
             layer.requires_grad_(True)
-        head = new_head(train, platforms, options)
+        head = fitting.new_head()
         vectors = TrainedVectors(encoder, states)
-        fit_member(
-            head, 0, train, tune, vectors, views=seen, options=options, random=random, report=report, named=texts
-        )
+        fit_member(head, 0, fitting, vectors, random, named=True)
         table = vectors.table()
-    fitted = fit_head(
-        train,
-        tune,
-        table=table,
-        texts=texts,
-        platforms=platforms,
-        options=options,
-        report=report,
-        views=seen,
-        begun=head,
-    )
-    return Joint(fitted, table)
+    return Joint(fit_head(fitting, table, head), table)

@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.project = nn.Linear(hidden, width, bias=False)
         self.words = nn.Embedding(vocabulary, width)
-        self.register_buffer("rarity", torch.zeros(vocabulary))  # how much each token counts; 0: not at all
+        self.register_buffer("rarity", torch.zeros(vocabulary, 1))  # how much each token counts; 0: not at all
         nn.init.orthogonal_(self.project.weight)  # keeps distances as they are until something better is learned
         nn.init.zeros_(self.words.weight)
 
@@ -69,7 +69,7 @@ class Encoder(nn.Module):
 
     def vectors(self, means: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return (texts, width) of the texts' means and tokens."""
-        weight = (self.rarity[input_ids] * attention_mask).unsqueeze(-1)  # (texts, tokens, 1)
+        weight = functional.embedding(input_ids, self.rarity) * attention_mask.unsqueeze(-1)  # (texts, tokens, 1)
         words = (self.words(input_ids) * weight).sum(1) / weight.sum(1).clamp(min=1e-6)
         return functional.normalize(functional.normalize(self.project(means), dim=-1) + words, dim=-1)
 
@@ -136,4 +136,6 @@ def load_pretrained(base: str, *, width: int, lora_rank: int) -> Pretrained:
     """Return a pretrained encoder with LoRA on query and value, everything else of it frozen. Raises as `read_base`."""
     read = read_base(base)
     adapter = adapt(read.model, TrainOptions(lora_rank=lora_rank), steps=0, where=base)
-    return Pretrained(Encoder(adapter.backbone, hidden=read.hidden, width=width, vocabulary=read.vocabulary), read.tokenizer_json())
+    return Pretrained(
+        Encoder(adapter.backbone, hidden=read.hidden, width=width, vocabulary=read.vocabulary), read.tokenizer_json()
+    )

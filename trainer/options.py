@@ -118,7 +118,7 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_events: Annotated[int, Meta(ge=1, le=256)] = 128
     """Newest events of a window that the head reads: 64 users are then at most 1 MB a call."""
     members: _Count = 3
-    """Pooling networks of the head, whose answers are averaged: one costs a third of the time and some of the quality."""
+    """Pooling networks of the head, whose answers are averaged: one alone costs a third, and some quality."""
     head_lr: _Positive = 2e-3
     """Peak learning rate."""
     head_batch: _Count = 256

@@ -9,7 +9,7 @@ ever chosen.
 from __future__ import annotations
 
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from trainer.compact import Compact
-    from trainer.dataset import Dataset
     from trainer.encoding import ReadyEncoder
-    from trainer.examples import Examples
+    from trainer.fit_head import Fitting
     from trainer.options import TrainOptions
     from trainer.progress import Report
 
@@ -75,37 +73,28 @@ class Searched(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class Parts(NamedTuple):
-    """Windows to train on, and those of other users that decide."""
-
-    train: tuple[Examples, Compact]
-    tune: tuple[Examples, Compact]
-
-
 def search(
-    data: Dataset,
-    parts: Parts,
-    options: TrainOptions,
-    report: Report,
+    fitting: Fitting,
     *,
     encoder_of: Callable[[TrainOptions, Report, Checkpoint], ReadyEncoder],
     checkpoint: Checkpoint,
 ) -> tuple[TrainOptions, Searched]:
-    """Return the options with what was found put in, and what was tried.
+    """Return the options of a fitting with what was found put in, and what was tried.
 
     The budget is `search_minutes`; a trial that has begun is finished, and the recipe itself is always tried.
     `encoder_of` makes the encoder that a trial's options ask for.
     """
+    options = fitting.options
     kept = checkpoint.load(_PART)
     if kept is not None:
         found = msgspec.convert(kept, Searched)
         return msgspec.structs.replace(options, **found.chosen), found
     started = perf_counter()
     budget_s = options.search_minutes * 60
-    judge = _Judge(data, parts, report, budget_s)
+    judge = _Judge(fitting, budget_s)
 
     def vectors(tried: TrainOptions) -> NDArray[np.float16]:
-        return encoder_of(tried, silent, Checkpoint.off()).vector_table(data.texts.texts, tried, silent)
+        return encoder_of(tried, silent, Checkpoint.off()).vector_table(fitting.texts.texts, tried, silent)
 
     def encoder_trial(tried: TrainOptions) -> tuple[float, NDArray[np.float16]]:
         table = vectors(tried)
@@ -124,10 +113,9 @@ def search(
 class _Judge:
     """Tries options until the time is over, and keeps what it saw."""
 
-    def __init__(self, data: Dataset, parts: Parts, report: Report, budget_s: float) -> None:
-        self._data = data
-        self._parts = parts
-        self._report = report
+    def __init__(self, fitting: Fitting, budget_s: float) -> None:
+        self._fitting = fitting
+        self._report = fitting.report
         self._budget_s = budget_s
         self._started = perf_counter()
         self._trials: list[Tried] = []
@@ -135,17 +123,9 @@ class _Judge:
 
     def head(self, options: TrainOptions, table: NDArray[np.float16]) -> float:
         """Return the NDCG@10 on the tuning users of a head trained on these vectors."""
-        head = fit_head(
-            self._parts.train,
-            self._parts.tune,
-            table=table,
-            texts=self._data.texts,
-            platforms=len(self._data.platforms),
-            options=options,
-            report=silent,
-        )
-        examples, inputs = self._parts.tune
-        return float(np.mean(ndcg(score_windows(head, inputs, table), examples.targets)))
+        head = fit_head(self._fitting._replace(options=options, report=silent), table)
+        tune = self._fitting.tune
+        return float(np.mean(ndcg(score_windows(head, tune.inputs, table), tune.targets)))
 
     def best(
         self,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from tokenizers import Tokenizer
 
-from trainer.fit_head import LabelledWindows, score_windows
+from trainer.fit_head import Fitting, LabelledWindows, score_windows
 from trainer.joint import TextStates, fit_together, text_states
 from trainer.models import Pretrained, default_base, load_pretrained
 from trainer.options import TrainOptions
@@ -66,13 +66,15 @@ class SplitMethod:
         fitted = fit_together(
             encoder,
             states,
-            LabelledWindows.of_cuts(train),
-            LabelledWindows.of_cuts(tune),
-            texts=study.texts,
-            platforms=len(study.platforms),
-            options=self.options,
-            report=self.report,
-            views=[view for view in views if view != everything] or None,
+            Fitting(
+                LabelledWindows.of_cuts(train),
+                LabelledWindows.of_cuts(tune),
+                study.texts,
+                len(study.platforms),
+                self.options,
+                self.report,
+                [view for view in views if view != everything] or None,
+            ),
         )
         return FittedSplit(fitted.head, fitted.table)
 

@@ -26,11 +26,12 @@ from trainer.devices import is_first_process
 from trainer.encoding import ReadyEncoder, active_encoder, fine_tuned
 from trainer.evaluate import Evaluation, baselines, evaluate
 from trainer.export import export_head, score_inputs
-from trainer.fit_head import fit_head, score_windows
+from trainer.fit_head import Fitting, LabelledWindows, fit_head, score_windows
+from trainer.joint import fit_together, text_states
 from trainer.options import TrainOptions, checked
 from trainer.progress import STAGES, Report, silent
 from trainer.release import Candidate, publish
-from trainer.search import Parts, Searched, search
+from trainer.search import Searched, search
 from xplat_stream.errors import DataError
 from xplat_stream.kafka.log import Span, behavior_spans
 from xplat_stream.profile import TaxonomyRef
@@ -111,36 +112,43 @@ def train_on(
     report("examples", len(data.train), len(data.train), counted)
     clock.stage("examples")
 
-    def encoder_of(options: TrainOptions, report: Report, checkpoint: Checkpoint) -> ReadyEncoder:
-        if options.head_only:
-            return active_encoder(settings, options)
-        return fine_tuned(data, options, report, taxonomy=taxonomy, checkpoint=checkpoint)
+    fitting = Fitting(
+        LabelledWindows.of_examples(data.train, train_inputs),
+        LabelledWindows.of_examples(data.tune, tune_inputs),
+        data.texts,
+        len(data.platforms),
+        options,
+        report,
+    )
 
     # Search: learning rates and sizes that foretell the tuning users best, within a budget of minutes
     searched = None
     if options.search_minutes:
-        parts = Parts((data.train, train_inputs), (data.tune, tune_inputs))
-        options, searched = search(data, parts, options, report, encoder_of=encoder_of, checkpoint=checkpoint)
+
+        def encoder_of(options: TrainOptions, report: Report, checkpoint: Checkpoint) -> ReadyEncoder:
+            if options.head_only:
+                return active_encoder(settings, options)
+            return fine_tuned(data, options, report, taxonomy=taxonomy, checkpoint=checkpoint).exported(options)
+
+        options, searched = search(fitting, encoder_of=encoder_of, checkpoint=checkpoint)
+        fitting = fitting._replace(options=options)
         clock.stage("search")
 
-    # Encoder: fine-tuned on every distinct text, or the one in use
-    encoder = encoder_of(options, report, checkpoint)
-    clock.stage("encoder")
-
-    # Vectors: by the graph that will serve, once per distinct text
-    table = encoder.vector_table(data.texts.texts, options, report)  # (texts + 1, width)
-    clock.stage("vectors")
-
-    # Head: windows of vectors → labels, early stopping and calibration on one half of the validation users
-    head = fit_head(
-        (data.train, train_inputs),
-        (data.tune, tune_inputs),
-        table=table,
-        texts=data.texts,
-        platforms=len(data.platforms),
-        options=options,
-        report=report,
-    )
+    if options.head_only:
+        # Vectors by the encoder in use; a head is all that is new
+        encoder = active_encoder(settings, options)
+        clock.stage("encoder")
+        table = encoder.vector_table(data.texts.texts, options, report)  # (texts + 1, width)
+        clock.stage("vectors")
+        head = fit_head(fitting, table)
+    else:
+        # Encoder: fine-tuned on every distinct text, run once over all; its last layer is trained with the head
+        fresh = fine_tuned(data, options, report, taxonomy=taxonomy, checkpoint=checkpoint)
+        clock.stage("encoder")
+        states = text_states(fresh.encoder, fresh.features, data.texts.texts, report)
+        clock.stage("vectors")
+        head, table = fit_together(fresh.encoder, states, fitting)
+        encoder = fresh.exported(options)
     clock.stage("head")
 
     # Evaluation: on the other half

@@ -1,8 +1,8 @@
 """Where the vectors of words begin: the latent semantic space of what the same people touch.
 
-A person's words are those of all texts of their window, whatever the platform. The singular vectors of the person × word
-matrix (Deerwester et al. 1990) put words near each other that the same people touch, across platforms, which no
-pretrained encoder can know. Only windows of training users are read.
+A person's words are those of all texts of their window, whatever the platform. The singular vectors of the
+person-by-word matrix (Deerwester et al. 1990) put words near each other that the same people touch, across platforms,
+which no pretrained encoder can know. Only windows of training users are read.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class LatentWords(NamedTuple):
 
 
 def latent_words(tokens: TokenTable, windows: Compact, *, vocabulary: int, width: int, seed: int) -> LatentWords:
-    """Return the singular vectors of the person × word matrix of these windows, one window a person."""
+    """Return the singular vectors of the person-by-word matrix of these windows, one window a person."""
     texts, places = np.nonzero(tokens.mask)
     shape = (len(tokens.ids), vocabulary)
     bags = sparse.csr_matrix((np.ones(len(texts), np.float32), (texts, tokens.ids[texts, places])), shape)

@@ -12,7 +12,8 @@ from tests.trainer.corpus import label_of, make_log, taxonomy
 from tests.trainer.tiny import make_tiny_base
 from trainer.compact import Compact, compact, vector_table
 from trainer.dataset import Dataset, build_examples
-from trainer.models import Encoder, Head, HeadShape
+from trainer.head import Head, HeadShape
+from trainer.models import Encoder
 from trainer.options import TrainOptions
 from xplat_stream.window import WindowSpec
 
@@ -84,4 +85,4 @@ def tiny_encoder() -> Encoder:
         max_position_embeddings=128,
         attn_implementation="eager",
     )
-    return Encoder(BertModel(config), hidden=32, width=64).eval()
+    return Encoder(BertModel(config), hidden=32, width=64, vocabulary=config.vocab_size).eval()

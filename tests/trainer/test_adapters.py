@@ -33,7 +33,7 @@ def encoder_under(base, name, **options):
     for parameter in adapter.backbone.parameters():
         if parameter.requires_grad and name not in {"full", "none"}:
             torch.nn.init.normal_(parameter, std=0.1)
-    return Encoder(adapter.backbone, hidden=HIDDEN, width=64).eval()
+    return Encoder(adapter.backbone, hidden=HIDDEN, width=64, vocabulary=1000).eval()
 
 
 def some_texts(rows=3, tokens=12):

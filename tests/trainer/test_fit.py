@@ -24,24 +24,24 @@ from trainer.evaluate import (
     render,
 )
 from trainer.fit import fit_encoder, schedule, seeded
-from trainer.fit_head import fit_head, score_windows
+from trainer.fit_head import Fitting, LabelledWindows, fit_head, score_windows
 from trainer.models import default_base
 from trainer.progress import RichProgress, silent
 from trainer.train import train_on
 from xplat_stream.settings import Settings
 
 
+def fitting_of(dataset, inputs, options=OPTIONS):
+    train, tune = (
+        LabelledWindows.of_examples(part, inputs[name])
+        for name, part in (("train", dataset.train), ("tune", dataset.tune))
+    )
+    return Fitting(train, tune, dataset.texts, len(dataset.platforms), options, silent)
+
+
 @pytest.fixture(scope="session")
 def fitted(dataset, inputs, table):
-    return fit_head(
-        (dataset.train, inputs["train"]),
-        (dataset.tune, inputs["tune"]),
-        table=table,
-        texts=dataset.texts,
-        platforms=len(dataset.platforms),
-        options=OPTIONS,
-        report=silent,
-    )
+    return fit_head(fitting_of(dataset, inputs), table)
 
 
 @pytest.fixture(scope="session")
@@ -79,18 +79,7 @@ def test_same_seed_same_head(dataset, inputs, table):
     """The same log, options and seed give the same weights, and the caller's random state is left alone."""
     options = msgspec.structs.replace(OPTIONS, head_epochs=1)
     state = torch.random.get_rng_state()
-    heads = [
-        fit_head(
-            (dataset.train, inputs["train"]),
-            (dataset.tune, inputs["tune"]),
-            table=table,
-            texts=dataset.texts,
-            platforms=3,
-            options=options,
-            report=silent,
-        )
-        for _ in range(2)
-    ]
+    heads = [fit_head(fitting_of(dataset, inputs, options), table) for _ in range(2)]
 
     assert all(map(torch.equal, heads[0].state_dict().values(), heads[1].state_dict().values()))
     assert torch.equal(torch.random.get_rng_state(), state)
