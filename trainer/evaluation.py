@@ -1,0 +1,435 @@
+"""`xplat evaluate` from log to findings, on one page: a main method beside others, on users that no fold trained on.
+
+Everything a run says comes from few fits: the main method once a fold, once more on the target's platforms alone,
+once on permuted labels, and again in folds where the guard mutes a source. All else (views, single platforms, stale
+profiles, shuffled histories) is the same fitted model looking at other windows.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from trainer import calibrate, groups, leaks, transfer
+from trainer.ablation import AblationLine, ablate
+from trainer.baselines import IN_TIME, LINEAR_METHODS, POPULARITY, Popularity, PopularityInTime
+from trainer.findings import (
+    BeforeAfter,
+    Calibration,
+    Findings,
+    GroupLine,
+    LabelLine,
+    MethodLine,
+    Planted,
+    PlatformLine,
+    TimelinessLine,
+    ViewLine,
+)
+from trainer.measures import (
+    Counts,
+    bootstrap_calibration_error,
+    bootstrap_mean,
+    bootstrap_micro_f1,
+    ndcg,
+    paired_label_f1,
+)
+from trainer.methods import split, try_looks, try_method, views_of
+from trainer.progress import silent
+from trainer.study import EVERYTHING, FOLDS, build_study, earlier, fold_of, target_platforms
+from xplat_stream.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from trainer.methods import Look, Method, Scores, Trial
+    from trainer.progress import Report
+    from trainer.study import Cuts, Study, Task
+    from xplat_stream.event import Event
+    from xplat_stream.taxonomy import Taxonomy
+    from xplat_stream.window import WindowSpec
+
+    Trials = Mapping[str, Trial]
+    Ranking = Callable[[Sequence[Event]], Mapping[str, Mapping[str, float]]]
+    """Platform → measure (`hr10`, `ndcg10`, …) → value, of the item ranking task on these events."""
+
+REAL_TIME: Final = "real time"
+HOURLY: Final = "hourly"
+DAILY: Final = "daily"
+_SHUFFLED: Final = "shuffled"
+_GRAINS_MS: Final = {HOURLY: 3_600_000, DAILY: 86_400_000}
+_LEAST_TUNED: Final = 2
+_LEAK_FOLDS: Final = 1
+"""Folds fitted on permuted labels: a leak shows on a fifth of the users as well."""
+
+
+class Subject(NamedTuple):
+    """A log to evaluate on."""
+
+    name: str
+    events: Sequence[Event]
+    taxonomy: Taxonomy
+    spec: WindowSpec
+    excluded: dict[str, int]
+    """Why events were left out before → how many."""
+
+    def study(self, task: Task, folds: int) -> Study:
+        """Cut the histories for a task. Raises `DataError` where a fold has nobody to test or too few to tune on."""
+        study = build_study(self.name, self.events, self.taxonomy, self.spec, task)
+        fold = np.array([fold_of(history.user_id, folds) for history in study.histories], np.int64)
+        study = study._replace(fold=fold)
+        for one in range(folds):
+            parts = split(study, one)
+            if not len(parts.test) or len(parts.tune) < _LEAST_TUNED:
+                raise DataError(
+                    f"fold {one + 1} of {folds} has {len(parts.test)} users to test and {len(parts.tune)} to tune on",
+                    where=self.name,
+                    expected=f"1 and {_LEAST_TUNED} at the least",
+                    fix="Name more data, or fewer --folds.",
+                )
+        return study
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """How much is evaluated."""
+
+    folds: int = FOLDS
+    """By a hash of the user's id."""
+    plant_harmful: bool = False
+    """Add a platform of random items for the same users and see whether the guard mutes it; twice the fits."""
+    variants: Sequence[tuple[str, Method]] = ()
+    """Name and method of each line of the ablation table; the main method is the default."""
+
+
+def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
+    subject: Subject,
+    task: Task,
+    main: Method,
+    others: Sequence[Method],
+    *,
+    options: EvaluateOptions | None = None,
+    rank: Ranking | None = None,
+    report: Report = silent,
+) -> Findings:
+    """Measure `main` beside `others` on a log. Popularity and popularity in time are always among the others.
+
+    Raises `DataError` where the log gives too little, `InvalidScores` where a method scores NaN or out of range.
+    """
+    options = options or EvaluateOptions()
+    folds = range(options.folds)
+    clock = _Clock(report, options.folds)
+    with clock.stage("study"):
+        study = subject.study(task, options.folds)
+    targets, views = study.test.targets, tuple(study.views())
+
+    # Every method, every fold. The main one looks at more windows than the others.
+    looks = _looks(study)
+    with clock.stage(main.name) as told:
+        guarded = transfer.try_guarded(study, main, looks, folds=folds, report=told)
+    trials: dict[str, Trials] = {main.name: guarded.trials}
+    for method in _with_references(others, main.name):
+        with clock.stage(method.name) as told:
+            trials[method.name] = try_method(study, method, views=views, folds=folds, report=told)
+    popularity = trials[POPULARITY]
+    linear: list[str] = [name for name in LINEAR_METHODS if name in trials and name != main.name] or [POPULARITY]
+    best = max(linear, key=lambda name: float(ndcg(trials[name][EVERYTHING].scores, targets).mean()))
+    best_f1 = max(linear, key=lambda name: Counts.of(trials[name][EVERYTHING].chosen(), targets).micro_f1())
+    mine, reference = guarded.trials[EVERYTHING], trials[best][EVERYTHING]
+
+    # What needs further fits.
+    with clock.stage("target only") as told:
+        before_after = _before_after(study, main, mine, folds, told)
+    with clock.stage("permuted labels"):
+        permuted = leaks.check_permuted(study, main, popularity[EVERYTHING].scores, folds[:_LEAK_FOLDS])
+    with clock.stage("matrix"):
+        plain = ndcg(popularity[EVERYTHING].scores, targets)
+        matrix, no_matrix = _matrix(subject, task, study, main, (guarded.unguarded, plain), options.folds)
+    with clock.stage("planted platform") as told:
+        planted = _planted(subject, study, main, mine, folds, told) if options.plant_harmful else None
+    with clock.stage("ablation"):
+        ablation: list[AblationLine] = ablate(study, mine, options.variants, folds=folds)
+    with clock.stage("ranking"):
+        ranking = {platform: dict(found) for platform, found in rank(subject.events).items()} if rank else {}
+
+    source = leaks.source_view(study)
+    calibrated = calibrate.calibrated(mine)
+    return Findings(
+        name=subject.name,
+        target=list(task.target) or list(study.platforms),
+        source=_names(study, study.views().get(source, set())),
+        label_events=task.label_events,
+        users=len(study.test),
+        training_users=len(np.unique(study.train.user)),
+        cuts=len(study.train),
+        labels=_labels(study, mine, calibrated.scores, reference),
+        folds=options.folds,
+        main=main.name,
+        best_linear=best,
+        methods=[
+            MethodLine.of(
+                name,
+                found[EVERYTHING],
+                calibrate.calibrated(found[EVERYTHING]).scores,
+                targets,
+                (reference, trials[best_f1][EVERYTHING]),
+            )
+            for name, found in trials.items()
+        ],
+        views=[_view(study, view, trials, main.name, linear) for view in views],
+        groups=[
+            GroupLine.of(group, rows, mine, targets, popularity[EVERYTHING], reference)
+            for group, rows in {"all": np.arange(len(targets)), **groups.by_knowledge(study)}.items()
+        ],
+        lengths=[
+            GroupLine.of(group, rows, mine, targets, popularity[EVERYTHING], reference)
+            for group, rows in groups.by_length(study).items()
+        ],
+        platforms=_platforms(study, guarded, plain),
+        matrix=matrix,
+        no_matrix=no_matrix,
+        before_after=before_after,
+        timeliness=_timeliness(study, guarded.trials),
+        resolution=_resolution(study),
+        calibration=_calibration(mine, calibrated, targets),
+        planted=planted,
+        leaks=[
+            leaks.check_shuffled(
+                study,
+                guarded.trials[_SHUFFLED].scores,
+                guarded.trials[source].scores,
+                popularity[source].scores,
+            ),
+            permuted,
+            leaks.check_history(study, study.train),
+            leaks.check_users(study, folds),
+        ],
+        ablation=ablation,
+        ranking=ranking,
+        excluded=subject.excluded | {reason: count for reason, count in study.excluded.items() if count},
+        seconds=clock.seconds,
+    )
+
+
+class _Clock:
+    """Tells where a run stands, and how long each stage took."""
+
+    def __init__(self, report: Report, folds: int) -> None:
+        self.seconds: dict[str, float] = {}
+        self._report, self._folds = report, folds
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[int], None]]:
+        """Time a stage; yields what is to be told how many folds are done."""
+        begun = time.monotonic()
+        yield lambda done: self._report(name, done, self._folds, {})
+        self.seconds[name] = round(time.monotonic() - begun, 2)
+        self._report(name, self._folds, self._folds, {})
+
+
+def _with_references(others: Sequence[Method], main: str) -> list[Method]:
+    """Return the others with popularity and popularity in time in front. Names must differ: they are looked up."""
+    references: list[Method] = [Popularity(), PopularityInTime()]
+    found = references + [method for method in others if method.name not in {POPULARITY, IN_TIME}]
+    names = [main, *(method.name for method in found)]
+    if len(set(names)) < len(names):
+        message = f"two methods share a name: {', '.join(sorted(names))}"
+        raise ValueError(message)
+    return found
+
+
+def _looks(study: Study) -> dict[str, Look]:
+    """Return everything that the fitted main method is to look at."""
+    everything = set(range(len(study.platforms)))
+    looks: dict[str, Look] = {view: partial(views_of, study, view=view) for view in study.views()}
+    looks[_SHUFFLED] = leaks.shuffled(study)
+    looks |= {grain: partial(_stale, study, grain_ms=grain_ms) for grain, grain_ms in _GRAINS_MS.items()}
+    for position, name in enumerate(study.platforms):
+        looks[transfer.without(name)] = transfer.showing(everything - {position})
+    return looks | transfer.pair_looks(study, target_platforms(study.task, study.platforms))
+
+
+def _stale(study: Study, cuts: Cuts, *, grain_ms: int) -> Cuts:
+    """Return the cuts with the windows known when the hour or day of the cut began (UTC)."""
+    starts = cuts.at - cuts.at % grain_ms
+    before = [np.searchsorted(study.histories[user].time, start) for user, start in zip(cuts.user, starts, strict=True)]
+    return earlier(study, cuts, np.array(before, np.int64))
+
+
+def _view(study: Study, view: str, trials: Mapping[str, Trials], main: str, linear: Sequence[str]) -> ViewLine:
+    targets = study.test.targets
+    found = {name: ndcg(trials[name][view].scores, targets) for name in (main, POPULARITY, IN_TIME, *linear)}
+    best = max(linear, key=lambda name: float(found[name].mean()))
+    return ViewLine(
+        view,
+        _names(study, study.views()[view]),
+        bootstrap_mean(found[main]),
+        bootstrap_micro_f1(Counts.of(trials[main][view].chosen(), targets)),
+        bootstrap_mean(found[main] - found[POPULARITY]),
+        bootstrap_mean(found[main] - found[IN_TIME]),
+        best,
+        bootstrap_mean(found[main] - found[best]),
+    )
+
+
+def _labels(study: Study, main: Trial, scores: Scores, reference: Trial) -> list[LabelLine]:
+    targets = study.test.targets
+    mine, other = Counts.of(main.chosen(), targets), Counts.of(reference.chosen(), targets)
+    lines = [
+        LabelLine(
+            label.name,
+            int(targets[:, one].sum()),
+            float(targets[:, one].mean()),
+            float(scores[:, one].mean()),
+            float(mine.label_f1()[one]),
+            float(other.label_f1()[one]),
+            paired_label_f1(mine, other, one),
+        )
+        for one, label in enumerate(study.taxonomy.labels)
+    ]
+    return sorted(lines, key=lambda line: (-line.users, line.label))
+
+
+def _platforms(study: Study, guarded: transfer.Guarded, popularity: NDArray[np.float64]) -> list[PlatformLine]:
+    targets, target = study.test.targets, target_platforms(study.task, study.platforms)
+    source = study.views().get(leaks.source_view(study), set())
+    whole = ndcg(guarded.unguarded[EVERYTHING].scores, targets)
+    events = np.bincount(np.concatenate([history.platform for history in study.histories]))
+    lines = []
+    for position, name in enumerate(study.platforms):
+        rows = transfer.users_with(study, position)
+        alone = ndcg(guarded.unguarded[transfer.only(name)].scores, targets) - popularity
+        hidden = ndcg(guarded.unguarded[transfer.without(name)].scores, targets) - whole
+        side = "target" if position in target else "source" if position in source else "other"
+        lines.append(
+            PlatformLine(
+                name,
+                side,
+                int(events[position]),
+                len(rows),
+                bootstrap_mean(alone[rows]),
+                bootstrap_mean(hidden[rows]),
+                guarded.harms.get(position),
+                guarded.muted_folds(position),
+            )
+        )
+    return lines
+
+
+def _before_after(
+    study: Study, main: Method, after: Trial, folds: range, told: Callable[[int], None]
+) -> list[BeforeAfter]:
+    others = transfer.sources(study)
+    if not others:
+        return []
+    method = transfer.Hiding(main, frozenset(others))
+    before = try_method(study, method, views=(EVERYTHING,), folds=folds, report=told)[EVERYTHING]
+    targets = study.test.targets
+    first, second = ndcg(before.scores, targets), ndcg(after.scores, targets)
+    return [
+        BeforeAfter(
+            group,
+            len(rows),
+            bootstrap_mean(first[rows]),
+            bootstrap_mean(second[rows]),
+            bootstrap_mean((second - first)[rows]),
+        )
+        for group, rows in {"all": np.arange(len(targets)), **groups.by_knowledge(study)}.items()
+    ]
+
+
+def _matrix(
+    subject: Subject, task: Task, study: Study, main: Method, done: tuple[Trials, NDArray[np.float64]], folds: int
+) -> tuple[list[transfer.MatrixCell], dict[str, str]]:
+    """Return a column for each platform whose labels can be foretold, and why the others have none."""
+    cells: list[transfer.MatrixCell] = []
+    skipped: dict[str, str] = {}
+    for position, name in enumerate(study.platforms):
+        if (name,) == task.target:
+            cells += transfer.matrix_column(study, position, *done)
+            continue
+        try:
+            other = subject.study(replace(task, target=(name,), source=()), folds)
+        except DataError as error:
+            skipped[name] = error.what
+            continue
+        looks = transfer.pair_looks(other, {position})
+        trials = try_looks(other, main, looks, folds=range(folds))
+        plain = try_method(other, Popularity(), views=(EVERYTHING,), folds=range(folds))[EVERYTHING]
+        cells += transfer.matrix_column(other, position, trials, ndcg(plain.scores, other.test.targets))
+    return cells, skipped
+
+
+def _planted(
+    subject: Subject, study: Study, main: Method, mine: Trial, folds: range, told: Callable[[int], None]
+) -> Planted:
+    # Target and source are named, so that the planted platform changes neither what is foretold nor of whom.
+    target = target_platforms(study.task, study.platforms)
+    source = study.views().get(leaks.source_view(study), set())
+    task = replace(study.task, target=tuple(_names(study, target)), source=tuple(_names(study, source)))
+    noisy = subject._replace(events=transfer.plant_harmful(subject.events)).study(task, len(folds))
+    found = transfer.try_guarded(noisy, main, {EVERYTHING: lambda cuts: cuts}, folds=folds, report=told)
+    targets, position = study.test.targets, noisy.platforms.index(transfer.PLANTED)
+    without = ndcg(mine.scores, targets)
+    unguarded, guarded = (
+        ndcg(trial[EVERYTHING].scores, noisy.test.targets) for trial in (found.unguarded, found.trials)
+    )
+    return Planted(
+        float(without.mean()),
+        float(unguarded.mean()),
+        float(guarded.mean()),
+        bootstrap_mean(unguarded - without),
+        bootstrap_mean(guarded - without),
+        found.harms[position],
+        found.muted_folds(position),
+    )
+
+
+def _timeliness(study: Study, trials: Trials) -> list[TimelinessLine]:
+    targets = study.test.targets
+    live = ndcg(trials[EVERYTHING].scores, targets)
+    lines = []
+    for profile, look in {REAL_TIME: EVERYTHING, HOURLY: HOURLY, DAILY: DAILY}.items():
+        found = ndcg(trials[look].scores, targets)
+        lost = np.zeros(len(targets), np.bool_)
+        if look in _GRAINS_MS:
+            lost = _stale(study, study.test, grain_ms=_GRAINS_MS[look]).inputs.length < study.test.inputs.length
+        lines.append(
+            TimelinessLine(
+                profile,
+                bootstrap_mean(found),
+                bootstrap_mean(found - live),
+                int(lost.sum()),
+                bootstrap_mean((found - live)[lost]),
+            )
+        )
+    return lines
+
+
+def _resolution(study: Study) -> str:
+    times = np.concatenate([history.time for history in study.histories])
+    for unit, grain in (("day", DAILY), ("hour", HOURLY)):
+        if not (times % _GRAINS_MS[grain]).any():
+            return unit
+    return "finer"
+
+
+def _calibration(trial: Trial, chosen: calibrate.Calibrated, targets: Scores) -> Calibration:
+    by_step = {step: calibrate.calibrated(trial, step).scores for step in calibrate.STEPS}
+    return Calibration(
+        {step: bootstrap_calibration_error(scores, targets) for step, scores in by_step.items()},
+        chosen.steps,
+        bootstrap_calibration_error(chosen.scores, targets),
+        list(calibrate.curve(trial.scores, targets)),
+        list(calibrate.curve(chosen.scores, targets)),
+    )
+
+
+def _names(study: Study, positions: set[int]) -> list[str]:
+    return [study.platforms[position] for position in sorted(positions)]
