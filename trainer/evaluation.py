@@ -10,37 +10,18 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from trainer import calibrate, groups, leaks, transfer
-from trainer.ablation import AblationLine, ablate
+from trainer import calibrate, groups, leaks, readings, transfer
+from trainer.ablation import ablate
 from trainer.baselines import IN_TIME, LINEAR_METHODS, POPULARITY, Popularity, PopularityInTime
-from trainer.findings import (
-    BeforeAfter,
-    Calibration,
-    Findings,
-    GroupLine,
-    LabelLine,
-    MethodLine,
-    Planted,
-    PlatformLine,
-    TimelinessLine,
-    ViewLine,
-)
-from trainer.measures import (
-    Counts,
-    bootstrap_calibration_error,
-    bootstrap_mean,
-    bootstrap_micro_f1,
-    ndcg,
-    paired_label_f1,
-)
-from trainer.methods import split, try_looks, try_method, views_of
+from trainer.findings import BeforeAfter, Findings, GroupLine, MethodLine, Planted
+from trainer.measures import Counts, bootstrap_mean, ndcg
+from trainer.methods import try_looks, try_method
 from trainer.progress import silent
-from trainer.study import EVERYTHING, FOLDS, build_study, earlier, fold_of, target_platforms
+from trainer.study import EVERYTHING, FOLDS, target_platforms
 from xplat_stream.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,52 +29,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from trainer.methods import Look, Method, Scores, Trial
+    from trainer.ablation import AblationLine
+    from trainer.methods import Method, Trial
     from trainer.progress import Report
-    from trainer.study import Cuts, Study, Task
-    from xplat_stream.event import Event
-    from xplat_stream.taxonomy import Taxonomy
-    from xplat_stream.window import WindowSpec
+    from trainer.study import Study, Task
+    from trainer.subject import Subject
 
     Trials = Mapping[str, Trial]
-    Ranking = Callable[[Sequence[Event]], Mapping[str, Mapping[str, float]]]
-    """Platform → measure (`hr10`, `ndcg10`, …) → value, of the item ranking task on these events."""
+    Ranking = Callable[[], Mapping[str, Mapping[str, float]]]
+    """Measures the item ranking task: platform → measure (`hr10`, `ndcg10`, …) → value."""
 
-REAL_TIME: Final = "real time"
-HOURLY: Final = "hourly"
-DAILY: Final = "daily"
-_SHUFFLED: Final = "shuffled"
-_GRAINS_MS: Final = {HOURLY: 3_600_000, DAILY: 86_400_000}
-_LEAST_TUNED: Final = 2
 _LEAK_FOLDS: Final = 1
 """Folds fitted on permuted labels: a leak shows on a fifth of the users as well."""
-
-
-class Subject(NamedTuple):
-    """A log to evaluate on."""
-
-    name: str
-    events: Sequence[Event]
-    taxonomy: Taxonomy
-    spec: WindowSpec
-    excluded: dict[str, int]
-    """Why events were left out before → how many."""
-
-    def study(self, task: Task, folds: int) -> Study:
-        """Cut the histories for a task. Raises `DataError` where a fold has nobody to test or too few to tune on."""
-        study = build_study(self.name, self.events, self.taxonomy, self.spec, task)
-        fold = np.array([fold_of(history.user_id, folds) for history in study.histories], np.int64)
-        study = study._replace(fold=fold)
-        for one in range(folds):
-            parts = split(study, one)
-            if not len(parts.test) or len(parts.tune) < _LEAST_TUNED:
-                raise DataError(
-                    f"fold {one + 1} of {folds} has {len(parts.test)} users to test and {len(parts.tune)} to tune on",
-                    where=self.name,
-                    expected=f"1 and {_LEAST_TUNED} at the least",
-                    fix="Name more data, or fewer --folds.",
-                )
-        return study
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +77,7 @@ def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
     targets, views = study.test.targets, tuple(study.views())
 
     # Every method, every fold. The main one looks at more windows than the others.
-    looks = _looks(study)
+    looks = readings.looks(study)
     with clock.stage(main.name) as told:
         guarded = transfer.try_guarded(study, main, looks, folds=folds, report=told)
     trials: dict[str, Trials] = {main.name: guarded.trials}
@@ -156,19 +103,19 @@ def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
     with clock.stage("ablation"):
         ablation: list[AblationLine] = ablate(study, mine, options.variants, folds=folds)
     with clock.stage("ranking"):
-        ranking = {platform: dict(found) for platform, found in rank(subject.events).items()} if rank else {}
+        ranking = {platform: dict(found) for platform, found in rank().items()} if rank else {}
 
     source = leaks.source_view(study)
     calibrated = calibrate.calibrated(mine)
     return Findings(
         name=subject.name,
         target=list(task.target) or list(study.platforms),
-        source=_names(study, study.views().get(source, set())),
+        source=readings.names(study, study.views().get(source, set())),
         label_events=task.label_events,
         users=len(study.test),
         training_users=len(np.unique(study.train.user)),
         cuts=len(study.train),
-        labels=_labels(study, mine, calibrated.scores, reference),
+        labels=readings.label_lines(study, mine, calibrated.scores, reference),
         folds=options.folds,
         main=main.name,
         best_linear=best,
@@ -182,7 +129,7 @@ def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
             )
             for name, found in trials.items()
         ],
-        views=[_view(study, view, trials, main.name, linear) for view in views],
+        views=[readings.view_line(study, view, trials, main.name, linear) for view in views],
         groups=[
             GroupLine.of(group, rows, mine, targets, popularity[EVERYTHING], reference)
             for group, rows in {"all": np.arange(len(targets)), **groups.by_knowledge(study)}.items()
@@ -191,18 +138,18 @@ def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
             GroupLine.of(group, rows, mine, targets, popularity[EVERYTHING], reference)
             for group, rows in groups.by_length(study).items()
         ],
-        platforms=_platforms(study, guarded, plain),
+        platforms=readings.platform_lines(study, guarded, plain),
         matrix=matrix,
         no_matrix=no_matrix,
         before_after=before_after,
-        timeliness=_timeliness(study, guarded.trials),
-        resolution=_resolution(study),
-        calibration=_calibration(mine, calibrated, targets),
+        timeliness=readings.timeliness_lines(study, guarded.trials),
+        resolution=readings.resolution(study),
+        calibration=readings.calibration(mine, calibrated, targets),
         planted=planted,
         leaks=[
             leaks.check_shuffled(
                 study,
-                guarded.trials[_SHUFFLED].scores,
+                guarded.trials[readings.SHUFFLED].scores,
                 guarded.trials[source].scores,
                 popularity[source].scores,
             ),
@@ -244,84 +191,6 @@ def _with_references(others: Sequence[Method], main: str) -> list[Method]:
     return found
 
 
-def _looks(study: Study) -> dict[str, Look]:
-    """Return everything that the fitted main method is to look at."""
-    everything = set(range(len(study.platforms)))
-    looks: dict[str, Look] = {view: partial(views_of, study, view=view) for view in study.views()}
-    looks[_SHUFFLED] = leaks.shuffled(study)
-    looks |= {grain: partial(_stale, study, grain_ms=grain_ms) for grain, grain_ms in _GRAINS_MS.items()}
-    for position, name in enumerate(study.platforms):
-        looks[transfer.without(name)] = transfer.showing(everything - {position})
-    return looks | transfer.pair_looks(study, target_platforms(study.task, study.platforms))
-
-
-def _stale(study: Study, cuts: Cuts, *, grain_ms: int) -> Cuts:
-    """Return the cuts with the windows known when the hour or day of the cut began (UTC)."""
-    starts = cuts.at - cuts.at % grain_ms
-    before = [np.searchsorted(study.histories[user].time, start) for user, start in zip(cuts.user, starts, strict=True)]
-    return earlier(study, cuts, np.array(before, np.int64))
-
-
-def _view(study: Study, view: str, trials: Mapping[str, Trials], main: str, linear: Sequence[str]) -> ViewLine:
-    targets = study.test.targets
-    found = {name: ndcg(trials[name][view].scores, targets) for name in (main, POPULARITY, IN_TIME, *linear)}
-    best = max(linear, key=lambda name: float(found[name].mean()))
-    return ViewLine(
-        view,
-        _names(study, study.views()[view]),
-        bootstrap_mean(found[main]),
-        bootstrap_micro_f1(Counts.of(trials[main][view].chosen(), targets)),
-        bootstrap_mean(found[main] - found[POPULARITY]),
-        bootstrap_mean(found[main] - found[IN_TIME]),
-        best,
-        bootstrap_mean(found[main] - found[best]),
-    )
-
-
-def _labels(study: Study, main: Trial, scores: Scores, reference: Trial) -> list[LabelLine]:
-    targets = study.test.targets
-    mine, other = Counts.of(main.chosen(), targets), Counts.of(reference.chosen(), targets)
-    lines = [
-        LabelLine(
-            label.name,
-            int(targets[:, one].sum()),
-            float(targets[:, one].mean()),
-            float(scores[:, one].mean()),
-            float(mine.label_f1()[one]),
-            float(other.label_f1()[one]),
-            paired_label_f1(mine, other, one),
-        )
-        for one, label in enumerate(study.taxonomy.labels)
-    ]
-    return sorted(lines, key=lambda line: (-line.users, line.label))
-
-
-def _platforms(study: Study, guarded: transfer.Guarded, popularity: NDArray[np.float64]) -> list[PlatformLine]:
-    targets, target = study.test.targets, target_platforms(study.task, study.platforms)
-    source = study.views().get(leaks.source_view(study), set())
-    whole = ndcg(guarded.unguarded[EVERYTHING].scores, targets)
-    events = np.bincount(np.concatenate([history.platform for history in study.histories]))
-    lines = []
-    for position, name in enumerate(study.platforms):
-        rows = transfer.users_with(study, position)
-        alone = ndcg(guarded.unguarded[transfer.only(name)].scores, targets) - popularity
-        hidden = ndcg(guarded.unguarded[transfer.without(name)].scores, targets) - whole
-        side = "target" if position in target else "source" if position in source else "other"
-        lines.append(
-            PlatformLine(
-                name,
-                side,
-                int(events[position]),
-                len(rows),
-                bootstrap_mean(alone[rows]),
-                bootstrap_mean(hidden[rows]),
-                guarded.harms.get(position),
-                guarded.muted_folds(position),
-            )
-        )
-    return lines
-
-
 def _before_after(
     study: Study, main: Method, after: Trial, folds: range, told: Callable[[int], None]
 ) -> list[BeforeAfter]:
@@ -350,9 +219,13 @@ def _matrix(
     """Return a column for each platform whose labels can be foretold, and why the others have none."""
     cells: list[transfer.MatrixCell] = []
     skipped: dict[str, str] = {}
+    labelled = subject.labelled_platforms()
     for position, name in enumerate(study.platforms):
         if (name,) == task.target:
             cells += transfer.matrix_column(study, position, *done)
+            continue
+        if name not in labelled:
+            skipped[name] = "none of its items carries a label"
             continue
         try:
             other = subject.study(replace(task, target=(name,), source=()), folds)
@@ -372,7 +245,7 @@ def _planted(
     # Target and source are named, so that the planted platform changes neither what is foretold nor of whom.
     target = target_platforms(study.task, study.platforms)
     source = study.views().get(leaks.source_view(study), set())
-    task = replace(study.task, target=tuple(_names(study, target)), source=tuple(_names(study, source)))
+    task = replace(study.task, target=tuple(readings.names(study, target)), source=tuple(readings.names(study, source)))
     noisy = subject._replace(events=transfer.plant_harmful(subject.events)).study(task, len(folds))
     found = transfer.try_guarded(noisy, main, {EVERYTHING: lambda cuts: cuts}, folds=folds, report=told)
     targets, position = study.test.targets, noisy.platforms.index(transfer.PLANTED)
@@ -389,47 +262,3 @@ def _planted(
         found.harms[position],
         found.muted_folds(position),
     )
-
-
-def _timeliness(study: Study, trials: Trials) -> list[TimelinessLine]:
-    targets = study.test.targets
-    live = ndcg(trials[EVERYTHING].scores, targets)
-    lines = []
-    for profile, look in {REAL_TIME: EVERYTHING, HOURLY: HOURLY, DAILY: DAILY}.items():
-        found = ndcg(trials[look].scores, targets)
-        lost = np.zeros(len(targets), np.bool_)
-        if look in _GRAINS_MS:
-            lost = _stale(study, study.test, grain_ms=_GRAINS_MS[look]).inputs.length < study.test.inputs.length
-        lines.append(
-            TimelinessLine(
-                profile,
-                bootstrap_mean(found),
-                bootstrap_mean(found - live),
-                int(lost.sum()),
-                bootstrap_mean((found - live)[lost]),
-            )
-        )
-    return lines
-
-
-def _resolution(study: Study) -> str:
-    times = np.concatenate([history.time for history in study.histories])
-    for unit, grain in (("day", DAILY), ("hour", HOURLY)):
-        if not (times % _GRAINS_MS[grain]).any():
-            return unit
-    return "finer"
-
-
-def _calibration(trial: Trial, chosen: calibrate.Calibrated, targets: Scores) -> Calibration:
-    by_step = {step: calibrate.calibrated(trial, step).scores for step in calibrate.STEPS}
-    return Calibration(
-        {step: bootstrap_calibration_error(scores, targets) for step, scores in by_step.items()},
-        chosen.steps,
-        bootstrap_calibration_error(chosen.scores, targets),
-        list(calibrate.curve(trial.scores, targets)),
-        list(calibrate.curve(chosen.scores, targets)),
-    )
-
-
-def _names(study: Study, positions: set[int]) -> list[str]:
-    return [study.platforms[position] for position in sorted(positions)]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 WARM: Final = "warm"
 COLD: Final = "cold"
+NOTHING_YET: Final = "cold, nothing yet"
 HARD_COLD: Final = "hard-cold"
 
 COLD_EVENTS: Final = 3
@@ -28,7 +29,7 @@ _LENGTHS: Final = (0, 5, 10, 20, 40, 80)
 
 
 def by_knowledge(study: Study) -> Mapping[str, Rows]:
-    """Return the warm users, the cold ones and of these the hard-cold.
+    """Return the warm users, the cold ones, of these the ones with nothing on the target yet, of these the hard-cold.
 
     Hard-cold: no event on the target before the cut, and none of the target's items touched by anybody who is trained
     on. A user whose items others have taught the model is not as cold as that.
@@ -49,6 +50,7 @@ def by_knowledge(study: Study) -> Mapping[str, Rows]:
     return {
         WARM: np.flatnonzero(~cold),
         COLD: np.flatnonzero(cold),
+        NOTHING_YET: np.flatnonzero(known == 0),
         HARD_COLD: np.flatnonzero((known == 0) & unseen),
     }
 

@@ -20,6 +20,8 @@ MAIN: Final = "#1f5fa8"
 LINEAR: Final = "#e07b1a"
 QUIET: Final = "#8a8f98"
 _DPI: Final = 130
+_Z: Final = 1.96
+"""Of a 95 % interval."""
 _DARK_CELL: Final = 0.6
 
 
@@ -118,8 +120,9 @@ def _calibration(findings: Findings) -> Figure:
         ("before", QUIET, found.before, found.ece["as is"]),
         ("after", MAIN, found.after, found.chosen),
     ):
-        axes.plot([point.score for point in points], [point.frequency for point in points], "o-", color=color,
-                  label=f"{name}: ECE {ece.value:.4f}", markersize=5)  # fmt: skip
+        axes.errorbar([point.score for point in points], [point.frequency for point in points], yerr=_chance(points),
+                      fmt="o-", color=color, label=f"{name}: ECE {ece.value:.4f}", markersize=5, capsize=2,
+                      linewidth=1.3, elinewidth=0.8)  # fmt: skip
         below.step(
             np.arange(11) / 10,
             [*_filled(points), _filled(points)[-1]],
@@ -137,6 +140,15 @@ def _calibration(findings: Findings) -> Figure:
     below.set_xlabel("score")
     below.set_ylabel("scores")
     return figure
+
+
+def _chance(points: Sequence[Any]) -> np.ndarray[Any, Any]:
+    """Return (2, points): the Wilson interval of each share, below and above it."""
+    share = np.array([point.frequency for point in points])
+    size = np.array([point.scores for point in points])
+    middle = (share + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
+    half = _Z / (1 + _Z**2 / size) * np.sqrt(share * (1 - share) / size + _Z**2 / (4 * size**2))
+    return np.asarray(np.maximum(np.stack([share - middle + half, middle + half - share]), 0))
 
 
 def _filled(points: Sequence[Any], bins: int = 10) -> list[int]:
@@ -165,9 +177,10 @@ def _matrix(findings: Findings) -> Figure:
         axes.imshow(grid, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto")
         for (source, target), value in values.items():
             words = "–" if math.isnan(value.value) else f"{value.value:+.4f}\n[{value.low:+.3f}, {value.high:+.3f}]"
-            dark = abs(value.value) > _DARK_CELL * reach
-            axes.text(targets.index(target), sources.index(source), words, ha="center", va="center", fontsize=8,
-                      color="white" if dark else "black", weight="bold" if value.excludes_zero else "normal")  # fmt: skip
+            color = "white" if abs(value.value) > _DARK_CELL * reach else "black"
+            weight = "bold" if value.excludes_zero else "normal"
+            place = (targets.index(target), sources.index(source))
+            axes.text(*place, words, ha="center", va="center", fontsize=8, color=color, weight=weight)
         axes.set_xticks(range(len(targets)), targets)
         axes.set_yticks(range(len(sources)), sources)
         axes.set_xlabel("target")
@@ -188,7 +201,8 @@ def _panels(
 
 def _arms(values: Sequence[Interval]) -> np.ndarray[Any, Any]:
     """Return (2, values): how far each interval reaches below and above its value."""
-    return np.abs(np.array([[value.value - value.low, value.high - value.value] for value in values]).T)
+    arms = np.array([[value.value - value.low, value.high - value.value] for value in values])
+    return np.asarray(np.abs(arms.T))
 
 
 def _color(name: str, findings: Findings) -> str:

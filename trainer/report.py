@@ -67,10 +67,13 @@ def _head(findings: Findings) -> str:
     verdict = "All checks passed." if not failures else "\n".join(f"- **{line}**" for line in failures)
     return f"""# Evaluation on {findings.name}
 
-The labels of the next {findings.label_events} labelled events on {_list(findings.target)} are foretold from what a
-person did before. {findings.users:,} users are evaluated, each at one moment, by a model that never saw them:
-{findings.folds} folds by user, {findings.cuts:,} cuts of {findings.training_users:,} users to learn from,
-{len(findings.labels)} labels.
+| | |
+| --- | --- |
+| foretold | the labels of the next {findings.label_events} labelled events on {_list(findings.target)} |
+| from | what a person did before, on any platform; view A: {_list(findings.source)} |
+| evaluated | {findings.users:,} users, each at one moment, by a model that never saw them |
+| learned from | {findings.cuts:,} cuts of {findings.training_users:,} users, {findings.folds} folds by user |
+| labels | {len(findings.labels)} |
 
 Brackets hold 95 % of 2,000 resamplings of the users. A difference is paired: both sides are of the same users. It is
 **bold** where its interval excludes zero.
@@ -119,8 +122,8 @@ def _views(findings: Findings) -> str:
 
 {_table(head, rows)}
 
-{findings.main}, the same fitted model, with the other platforms of the window hidden. The gain is to the linear baseline
-that is best under the same view."""
+{findings.main}, the same fitted model, with the other platforms of the window hidden. The gain is to the linear
+baseline that is best under the same view."""
 
 
 def _groups(findings: Findings) -> str:
@@ -128,8 +131,14 @@ def _groups(findings: Findings) -> str:
 
 {_group_table("group", findings)}
 
-Cold users have fewer than 3 events on the target's platforms before the cut. Hard-cold ones have none, and nobody
-trained on has touched the items they go on to touch."""
+Cold users have fewer than 3 events on the target's platforms before the cut, the next line's none at all. Hard-cold
+users have none, and nobody trained on has touched the items they go on to touch.{_no_hard_cold(findings)}"""
+
+
+def _no_hard_cold(findings: Findings) -> str:
+    if findings.groups[-1].users:
+        return ""
+    return " There are none such here: of every user's\nnext items one at the least was touched by others."
 
 
 def _lengths(findings: Findings) -> str:
@@ -272,8 +281,8 @@ def _timeliness(findings: Findings) -> str:
         for line in findings.timeliness
     ]
     note = {
-        "day": "This log tells days apart and no more, so real time, hourly and daily profiles know the same: it cannot "
-        "say what real time is worth.",
+        "day": "This log tells days apart and no more, so real-time, hourly and daily profiles know the same: it "
+        "cannot say what real time is worth.",
         "hour": "This log tells hours apart and no more, so hourly profiles are as good as real time here.",
         "finer": "Hours and days are UTC; a stale profile knows what happened before the hour or day of the cut began.",
     }[findings.resolution]
