@@ -67,10 +67,12 @@ def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
 ) -> Findings:
     """Measure `main` beside `others` on a log. Popularity and popularity in time are always among the others.
 
-    Raises `DataError` where the log gives too little, `InvalidScores` where a method scores NaN or out of range.
+    Raises `DataError` where the log gives too little, `InvalidScores` where a method scores NaN or out of range,
+    `ValueError` where two methods share a name.
     """
     options = options or EvaluateOptions()
     folds = range(options.folds)
+    others = _with_references(others, main.name)
     clock = _Clock(report, options.folds)
     with clock.stage("study"):
         study = subject.study(task, options.folds)
@@ -81,7 +83,7 @@ def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
     with clock.stage(main.name) as told:
         guarded = transfer.try_guarded(study, main, looks, folds=folds, report=told)
     trials: dict[str, Trials] = {main.name: guarded.trials}
-    for method in _with_references(others, main.name):
+    for method in others:
         with clock.stage(method.name) as told:
             trials[method.name] = try_method(study, method, views=views, folds=folds, report=told)
     popularity = trials[POPULARITY]

@@ -130,7 +130,7 @@ class PlatformLine(msgspec.Struct, frozen=True):
     hiding: Interval
     """NDCG@10 without it minus NDCG@10 with everything: below zero it is useful."""
     harm: Harm | None
-    """What the guard found on tuning users; none for a target platform."""
+    """What the guard found; none for a target platform."""
     muted_folds: int
 
 

@@ -201,14 +201,15 @@ def _platforms(findings: Findings) -> str:
                 muted,
             ]
         )
-    head = ["platform", "side", "events", "users", "alone over popularity", "hidden", "hidden, tuning users", "guard"]
+    head = ["platform", "side", "events", "users", "alone over popularity", "hidden", "hidden, held-out users", "guard"]
     return f"""## Every platform, and the guard
 
 {_table(head, rows)}
 
 Of the evaluated users with events of the platform; NDCG@10. *Hidden*: the change when it is left out, below zero where
-it is useful. The guard decides on tuning users: where hiding a source helps with an interval above zero, the source is
-muted for this target, which means that the model is fitted again and scores without it.{_planted(findings)}"""
+it is useful. The guard asks the models of all folds about users they were not fitted on, at all their cuts. Where
+hiding a source helps with an interval above zero it is muted for this target: the model is fitted again and scores
+without it. The users tested in a fold have no say in what is muted there.{_planted(findings)}"""
 
 
 def _planted(findings: Findings) -> str:
@@ -225,7 +226,7 @@ def _planted(findings: Findings) -> str:
 ### A planted harmful platform
 
 A platform was added on which the same users touch items drawn at random, as often as they do anything else. On
-{found.found.users:,} tuning users hiding it changes NDCG@10 by {_difference(found.found.hiding)}; it was muted in
+{found.found.users:,} held-out users hiding it changes NDCG@10 by {_difference(found.found.hiding)}; it was muted in
 {found.muted_folds} of {findings.folds} folds.
 
 {_table(["", "NDCG@10", "to training without it"], rows)}

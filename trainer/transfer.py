@@ -1,9 +1,10 @@
 """What one platform says about another: source by source, and the guard that mutes a source which does harm.
 
-The guard measures on tuning users what hiding a source platform's events does to the target. A source whose hiding
-helps, with an interval above zero, is **muted** for that target: the method is fitted again without it and never
-sees it when scoring. The tuning users of every fold's model are asked, but the users who are tested in a fold never
-have a say in what is muted there.
+The guard measures what hiding a source platform's events does to the target, on users that the model at hand was not
+fitted on. A source whose hiding helps, with an interval above zero, is **muted** for that target: the method is fitted
+again without it and never sees it when scoring. The models of all folds are asked, for the fewer the users, the less
+shows; but the users who are tested in a fold have no say in what is muted there: there they all count as tuning users
+who belong to other folds.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def sources(study: Study) -> list[int]:
 
 
 class Harm(NamedTuple):
-    """What hiding one source platform does to the target, measured on tuning users."""
+    """What hiding one source platform does to the target, measured on users that were held out."""
 
     platform: str
     hiding: Interval
@@ -85,16 +86,16 @@ class Harm(NamedTuple):
 
 @dataclass(slots=True)
 class HarmWatch:
-    """Looks over the shoulder of `try_looks` and remembers what hiding each source does to each tuning user."""
+    """Looks over the shoulder of `try_looks` and remembers what hiding each source does to each user held out."""
 
     study: Study
     method: Method
     _sums: dict[int, NDArray[np.float64]] = field(default_factory=dict)  # platform → (histories, 2): gain, cuts
 
     def __call__(self, parts: Split, fitted: Fitted) -> None:
-        """Ask the model of one fold about all cuts of its tuning users."""
+        """Ask the model of one fold about all cuts of the users that it was not fitted on."""
         chosen = np.zeros(len(self.study.histories), np.bool_)
-        chosen[parts.tune.user] = True
+        chosen[parts.tune.user] = chosen[parts.test.user] = True
         cuts = self.study.train.of_users(chosen)
         everything = set(range(len(self.study.platforms)))
         shown = ndcg(scores_of(self.method.name, fitted, cuts), cuts.targets)
@@ -105,7 +106,7 @@ class HarmWatch:
             np.add.at(sums, cuts.user, np.stack([gain, np.ones_like(gain)], 1))
 
     def harms(self, outside: int = -1) -> dict[int, Harm]:
-        """Return source position → harm, by the tuning users who are not tested in the fold `outside`."""
+        """Return source position → harm, by the users who are not tested in the fold `outside`."""
         found = {}
         for source, sums in self._sums.items():
             asked = (sums[:, 1] > 0) & (self.study.fold != outside)
@@ -122,7 +123,7 @@ class Guarded(NamedTuple):
     unguarded: Mapping[str, Trial]
     """Look → trial of the method that hears every platform."""
     harms: dict[int, Harm]
-    """Source position → harm, by all tuning users."""
+    """Source position → harm, by all users."""
     muted: dict[int, frozenset[int]]
     """Fold → the sources muted in it."""
 
