@@ -180,16 +180,20 @@ def _print_methods(findings: Findings, console: Console) -> None:
     from rich.table import Table
 
     table = Table(title=f"{findings.users} users, {len(findings.labels)} labels", title_justify="left")
-    for name in ("", "NDCG@10", "MAP", "Recall@5", "micro-F1", "macro-F1", "ECE", "NDCG@10 gain, 95 %"):
-        table.add_column(name, justify="right" if name else "left")
+    for name in ("", "NDCG@10", "gain to best linear", "micro-F1", "ECE"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for line in findings.methods:
-        figures = (line.ndcg10, line.map, line.recall5, line.micro_f1, line.macro_f1, line.ece)
-        gain = f"{line.ndcg10_gain.value:+.4f} [{line.ndcg10_gain.low:+.4f}, {line.ndcg10_gain.high:+.4f}]"
-        style = "bold" if line.name == findings.main else ""
-        table.add_row(line.name, *(f"{figure.value:.4f}" for figure in figures), gain, style=style)
+        gain = f"{line.ndcg10_gain.value:+.4f} [{line.ndcg10_gain.low:+.3f}, {line.ndcg10_gain.high:+.3f}]"
+        figures = (f"{line.ndcg10.value:.4f}", gain, f"{line.micro_f1.value:.4f}", f"{line.ece.value:.4f}")
+        table.add_row(line.name, *figures, style="bold" if line.name == findings.main else "")
     console.print(table)
+    for one in findings.platforms:
+        if one.harm is not None and one.muted_folds:
+            words = f"muted {one.platform} in {one.muted_folds} of {findings.folds} folds: hidden, NDCG@10 changes by "
+            console.print(f"{words}{one.harm.hiding.value:+.4f}", highlight=False, soft_wrap=True)
     for check in findings.leaks:
-        console.print(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.words}", highlight=False)
+        words = f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.words}"
+        console.print(words, highlight=False, soft_wrap=True)
 
 
 def _names(words: str) -> tuple[str, ...]:
