@@ -150,7 +150,7 @@ def _from_folder(folder: Path, labels: str, min_users: int, horizon_days: float)
     from trainer.subject import Subject
 
     labelled = read_labelled(folder, LabelRule.parse(labels), min_users=min_users)
-    events, excluded = usable(labelled.events(), _now())
+    events, excluded = usable(labelled.events(), _now(), by_content=True)
     span = max((event.occurred_at for event in events), default=0) - min(
         (event.occurred_at for event in events), default=0
     )
@@ -167,7 +167,7 @@ def _from_topic(horizon_days: float, progress: Report) -> Subject:
 
     settings = load_settings()
     log = read_log(settings, progress)
-    events, excluded = usable(log.events, _now())
+    events, excluded = usable(log.events, _now(), by_content=False)
     for reason, count in (("records rejected", log.rejected), ("events withheld: no consent", log.withheld)):
         if count:
             excluded[reason] = count

@@ -224,9 +224,11 @@ def test_what_is_left_out_is_counted() -> None:
     other = msgspec.structs.replace(event, object=Object("another", "video", "another"))
     again = msgspec.structs.replace(event, event_id="again")
     future = msgspec.structs.replace(event, event_id="future", occurred_at=Millis(NOW + 3_600_000))
-    kept, counts = usable([event, event, again, other, long, future], NOW)
+    events = [event, event, again, other, long, future]
+    kept, counts = usable(events, NOW, by_content=True)
     assert kept == [event, other, long]
     assert counts == {REPEATED: 2, FUTURE: 1, CONFLICTS: 1, LONG_TEXTS: 1}
+    assert usable(events, NOW, by_content=False)[0] == [event, again, other, long]
 
 
 def test_two_methods_of_one_name_are_refused() -> None:
