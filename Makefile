@@ -7,9 +7,14 @@ CYCLES ?= 10
 STARTS ?= 50
 MINUTES ?= 30
 SECONDS ?= 60
+TARGET ?= beauty
+SOURCE ?= food,kitchen
+LABELS ?= categories:2-3
+RANK ?= food,kitchen
+REPORT ?= .xplat/evaluation
 CHAOS = $(BIN)/python -m tests.chaos $(1) $(if $(SEED),--seed $(SEED))
 
-.PHONY: help setup lint test chaos fresh-groups soak faults fuzz demo up down bench lock clean
+.PHONY: help setup lint test chaos fresh-groups soak faults fuzz demo up down evaluate bench lock clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +64,11 @@ up: $(READY) ## Start Kafka and Triton and create the topics
 
 down: $(READY) ## Stop them; data stays in .xplat/
 	$(BIN)/xplat down
+
+evaluate: $(READY) ## Measure the model beside baselines on a recorded log (DATA=folder TARGET=beauty SOURCE=… LABELS=… REPORT=…)
+	@test -n "$(DATA)" || { echo "make: name a recorded log: make evaluate DATA=folder" >&2; exit 2; }
+	$(BIN)/xplat evaluate --dataset $(DATA) --labels $(LABELS) --target "$(TARGET)" --source "$(SOURCE)" \
+	  --rank "$(RANK)" --report $(REPORT) --plant-harmful --json
 
 bench: $(READY) ## Measure this machine beside stock Faust
 	$(BIN)/xplat bench fold

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     Scores = NDArray[np.float32]
@@ -18,8 +20,8 @@ TOP: Final = 10
 RECALL_TOP: Final = 5
 RESAMPLES: Final = 2000
 _CUTOFFS: Final = 199
+CONFIDENCE: Final = 0.95
 _BINS: Final = 10
-_INTERVAL: Final = (2.5, 97.5)
 _AT_ONCE: Final = 100
 
 
@@ -107,36 +109,91 @@ class Interval(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def bootstrap_mean(values: NDArray[np.floating[Any]], seed: int = 0) -> Interval:
-    """Return the mean of a value a user, resampled over users (percentile bootstrap, Efron 1979)."""
-    return bootstrap_ratio(values, np.ones_like(values), seed)
+def bootstrap(
+    sums: NDArray[np.floating[Any]],
+    figure: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    *,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """Return a figure made of sums over users, resampled over users (percentile bootstrap, Efron 1979).
+
+    `sums` (users, parts) is what each user adds; `figure` turns totals (resamples, parts) into figures (resamples,).
+    The same number of users and seed draw the same users: a difference of two figures is paired by stacking their
+    parts. Of no users everything is NaN.
+    """
+    count = len(sums)
+    if not count:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    random = np.random.default_rng(seed)
+    parts = np.asarray(sums, np.float64)
+    first = count * np.arange(_AT_ONCE)[:, None]
+    found = []
+    for _ in range(RESAMPLES // _AT_ONCE):
+        rows = random.integers(0, count, (_AT_ONCE, count)) + first
+        drawn = np.bincount(rows.ravel(), minlength=_AT_ONCE * count).reshape(_AT_ONCE, count)
+        found.append(figure(drawn @ parts))
+    outside = 50 * (1 - confidence)
+    low, high = np.percentile(np.concatenate(found), (outside, 100 - outside))
+    return Interval(float(figure(parts.sum(axis=0, keepdims=True))[0]), float(low), float(high))
+
+
+def bootstrap_mean(values: NDArray[np.floating[Any]], seed: int = 0, *, confidence: float = CONFIDENCE) -> Interval:
+    """Return the mean of a value a user, resampled over users."""
+    return bootstrap(np.stack([values, np.ones_like(values)], 1), _ratio, seed=seed, confidence=confidence)
 
 
 def bootstrap_ratio(above: NDArray[np.floating[Any]], below: NDArray[np.floating[Any]], seed: int = 0) -> Interval:
     """Return sum(above) / sum(below) resampled over users: micro-F1 is 2 · right / (named + true)."""
-    random = np.random.default_rng(seed)
-    count = len(above)
-    if not count:
-        return Interval(float("nan"), float("nan"), float("nan"))
-    found = []
-    for _ in range(RESAMPLES // _AT_ONCE):
-        rows = random.integers(0, count, (_AT_ONCE, count))
-        found.append(above[rows].sum(axis=1) / np.maximum(below[rows].sum(axis=1), 1e-12))
-    low, high = np.percentile(np.concatenate(found), _INTERVAL)
-    return Interval(float(above.sum() / max(float(below.sum()), 1e-12)), float(low), float(high))
+    return bootstrap(np.stack([above, below], 1), _ratio, seed=seed)
+
+
+def bootstrap_micro_f1(counts: Counts, seed: int = 0) -> Interval:
+    """Return micro-F1 resampled over users."""
+    return bootstrap(_micro_parts(counts), _ratio, seed=seed)
+
+
+def bootstrap_macro_f1(counts: Counts, seed: int = 0) -> Interval:
+    """Return macro-F1 resampled over users; a label that no resampled target names is left out of that mean."""
+    parts = np.concatenate([counts.right, counts.named, counts.true], axis=1)
+
+    def figure(totals: NDArray[np.float64]) -> NDArray[np.float64]:
+        right, named, true = np.split(totals, 3, axis=1)  # (resamples, labels) each
+        label_f1 = 2 * right / np.maximum(named + true, 1)
+        return np.asarray((label_f1 * (true > 0)).sum(axis=1) / np.maximum((true > 0).sum(axis=1), 1), np.float64)
+
+    return bootstrap(parts, figure, seed=seed)
+
+
+def bootstrap_calibration_error(scores: Scores, targets: Scores, seed: int = 0) -> Interval:
+    """Return `calibration_error` resampled over users. Chance alone adds to it, so the interval lies high."""
+    bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
+    gaps = np.stack([((scores - targets) * (bins == one)).sum(axis=1) for one in range(_BINS)], 1)  # (users, bins)
+    labels = scores.shape[1]
+
+    def figure(totals: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.abs(totals).sum(axis=1) / (len(scores) * labels), np.float64)
+
+    return bootstrap(gaps, figure, seed=seed)
 
 
 def paired_f1(mine: Counts, other: Counts, seed: int = 0) -> Interval:
     """Return the difference of two methods' micro-F1 on the same users, resampled over users."""
-    random = np.random.default_rng(seed)
-    parts = [
-        (2.0 * counts.right.sum(axis=1), (counts.named.sum(axis=1) + counts.true.sum(axis=1)).astype(np.float64))
-        for counts in (mine, other)
-    ]
-    found = []
-    for _ in range(RESAMPLES // _AT_ONCE):
-        rows = random.integers(0, len(mine.right), (_AT_ONCE, len(mine.right)))
-        first, second = (above[rows].sum(axis=1) / np.maximum(below[rows].sum(axis=1), 1) for above, below in parts)
-        found.append(first - second)
-    low, high = np.percentile(np.concatenate(found), _INTERVAL)
-    return Interval(mine.micro_f1() - other.micro_f1(), float(low), float(high))
+    parts = np.concatenate([_micro_parts(mine), _micro_parts(other)], axis=1)
+    return bootstrap(parts, lambda totals: _ratio(totals[:, :2]) - _ratio(totals[:, 2:]), seed=seed)
+
+
+def paired_label_f1(mine: Counts, other: Counts, label: int, seed: int = 0) -> Interval:
+    """Return the difference of two methods' F1 of one label on the same users, resampled over users."""
+    alone = [Counts(*(part[:, label : label + 1] for part in counts)) for counts in (mine, other)]
+    return paired_f1(alone[0], alone[1], seed)
+
+
+def _micro_parts(counts: Counts) -> NDArray[np.float64]:
+    """Return (users, 2): twice the right labels, and the foretold and true ones together."""
+    whole = counts.named.sum(axis=1) + counts.true.sum(axis=1)
+    return np.stack([2.0 * counts.right.sum(axis=1), whole], 1)
+
+
+def _ratio(totals: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(totals[:, 0] / np.maximum(totals[:, 1], 1e-12), np.float64)

@@ -6,12 +6,14 @@ are methods, so a report sets them side by side on the same users, the same wind
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from trainer.measures import best_threshold
 from trainer.study import FOLDS
+from xplat_stream.errors import InvalidScores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from trainer.study import Cuts, Study
 
     Scores = NDArray[np.float32]  # (cuts, labels), in [0, 1]
+    Look = Callable[[Cuts], Cuts]
+    """The same cuts with other windows: a view, a platform hidden, a profile of this morning."""
 
 
 class Fitted(Protocol):
@@ -45,11 +49,21 @@ class Method(Protocol):
         """
 
 
+class Tuned(NamedTuple):
+    """What a fold's model says of its tuning users, and what was true of them: calibrations are fitted on it."""
+
+    rows: NDArray[np.int64]  # (test cuts,), positions in Study.test of the users of this fold
+    scores: Scores  # (tuning users, labels)
+    targets: Scores  # (tuning users, labels)
+
+
 class Trial(NamedTuple):
     """What a method says of every evaluated user, each by a model that never saw that user."""
 
     scores: Scores  # (users, labels), in the order of Study.test
     threshold: NDArray[np.float32]  # (users,), of that user's fold: the best for micro-F1 on the tuning users
+    tuned: tuple[Tuned, ...] = ()
+    """One a fold."""
 
     def chosen(self) -> NDArray[np.bool_]:
         """Return which labels are foretold at the fold's threshold (users, labels)."""
@@ -82,6 +96,21 @@ def views_of(study: Study, cuts: Cuts, view: str) -> Cuts:
     return cuts.seeing(study.views()[view])
 
 
+def scores_of(name: str, fitted: Fitted, cuts: Cuts) -> Scores:
+    """Return a fitted method's scores of cuts (cuts, labels).
+
+    Raises `InvalidScores` where the shape is wrong, or a score is NaN or outside [0, 1]: no figure is made of those.
+    """
+    found = np.asarray(fitted.scores(cuts), np.float32)
+    if found.shape != cuts.targets.shape:
+        raise InvalidScores(f"{name} gave scores of shape {found.shape} for {cuts.targets.shape} cuts and labels")
+    wrong = ~((found >= 0) & (found <= 1))  # NaN compares with nothing
+    if wrong.any():
+        rows = int(wrong.any(axis=1).sum())
+        raise InvalidScores(f"{name} gave {int(wrong.sum())} scores that are NaN or outside [0, 1], in {rows} cuts")
+    return found
+
+
 def try_method(
     study: Study,
     method: Method,
@@ -91,15 +120,36 @@ def try_method(
     report: Callable[[int], None] | None = None,
 ) -> Mapping[str, Trial]:
     """Fit a method once a fold and score that fold's users under each view. Users of folds left out score NaN."""
+    looks = {view: partial(views_of, study, view=view) for view in views}
+    return try_looks(study, method, looks, folds=folds, report=report)
+
+
+def try_looks(
+    study: Study,
+    method: Method,
+    looks: Mapping[str, Look],
+    *,
+    folds: Collection[int] = range(FOLDS),
+    report: Callable[[int], None] | None = None,
+    watch: Callable[[Split, Fitted], None] | None = None,
+) -> Mapping[str, Trial]:
+    """Fit a method once a fold and score that fold's users under each look. Users of folds left out score NaN.
+
+    `watch` is shown every fold's cuts and fitted method. Raises `InvalidScores`.
+    """
     shape = study.test.targets.shape
-    found = {view: Trial(np.full(shape, np.nan, np.float32), np.full(shape[0], np.nan, np.float32)) for view in views}
+    found = {look: Trial(np.full(shape, np.nan, np.float32), np.full(shape[0], np.nan, np.float32)) for look in looks}
     for done, fold in enumerate(folds, 1):
         parts = split(study, fold)
         fitted = method.fit(study, parts.train, parts.tune)
-        for view in views:
-            tuned = fitted.scores(views_of(study, parts.tune, view))
-            found[view].scores[parts.rows] = fitted.scores(views_of(study, parts.test, view))
-            found[view].threshold[parts.rows] = best_threshold(tuned, parts.tune.targets)
+        for look, seen in looks.items():
+            tuned = scores_of(method.name, fitted, seen(parts.tune))
+            found[look].scores[parts.rows] = scores_of(method.name, fitted, seen(parts.test))
+            found[look].threshold[parts.rows] = best_threshold(tuned, parts.tune.targets)
+            told = Tuned(parts.rows, tuned, parts.tune.targets)
+            found[look] = found[look]._replace(tuned=(*found[look].tuned, told))
+        if watch is not None:
+            watch(parts, fitted)
         if report is not None:
             report(done)
     return found

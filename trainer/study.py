@@ -37,6 +37,7 @@ EVERYTHING: Final = "A+B"
 
 NEXT_TEXTS: Final = 4
 _WINDOWS_AT_ONCE: Final = 2048
+_MAX_EVENTS: Final = 256
 _LAST_CUT_WEIGHT: Final = 3.0
 """The last cut of a training user is the kind of moment that is evaluated."""
 
@@ -127,6 +128,7 @@ class Study(NamedTuple):
     fold: NDArray[np.int64]  # (histories,), 0 to 4, by a hash of the user's id
     excluded: dict[str, int]
     """Why events or users were left out → how many."""
+    spec: WindowSpec
 
     def views(self) -> dict[str, set[int]]:
         """Return which platforms each view of a window shows: source only, target only, everything."""
@@ -135,6 +137,11 @@ class Study(NamedTuple):
         return (
             {A_ONLY: source, B_ONLY: target, EVERYTHING: everything} if self.task.target else {EVERYTHING: everything}
         )
+
+
+def target_platforms(task: Task, platforms: tuple[str, ...]) -> set[int]:
+    """Return the positions of the platforms that the task foretells."""
+    return _sides(task, platforms)[0]
 
 
 FOLDS: Final = 5
@@ -204,7 +211,18 @@ def build_study(name: str, events: Iterable[Event], taxonomy: Taxonomy, spec: Wi
         every.take(np.flatnonzero(named & is_test)),
         np.array([fold_of(history.user_id) for history in histories], np.int64),
         excluded,
+        spec,
     )
+
+
+def earlier(study: Study, cuts: Cuts, before: NDArray[np.int64]) -> Cuts:
+    """Return the same cuts with the windows that were known after only `before` events (cuts,) of each history."""
+    windows = []
+    for user, end in zip(cuts.user, before, strict=True):
+        history = study.histories[user]
+        names = [study.platforms[position] for position in history.platform[:end]]
+        windows.append(BehaviorWindow(study.spec).fold(zip(names, history.rows[:end], strict=True)))
+    return replace(cuts, inputs=compact(windows, study.texts, platforms=study.platforms, max_events=_MAX_EVENTS))
 
 
 class _Draft(NamedTuple):
@@ -316,9 +334,9 @@ def _fold_windows(
         done = cut.before
         windows.append(window)
         if len(windows) == _WINDOWS_AT_ONCE:
-            parts.append(compact(windows, texts, platforms=platforms, max_events=256))
+            parts.append(compact(windows, texts, platforms=platforms, max_events=_MAX_EVENTS))
             windows = []
-    parts.append(compact(windows, texts, platforms=platforms, max_events=256))
+    parts.append(compact(windows, texts, platforms=platforms, max_events=_MAX_EVENTS))
     targets = np.zeros((len(drafts), len(kept)), np.float32)
     place = {int(old): new for new, old in enumerate(kept)}
     following = np.zeros((len(drafts), NEXT_TEXTS), np.int32)

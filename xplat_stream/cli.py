@@ -103,7 +103,7 @@ def _add_installed_commands() -> None:
 
 
 def _absent(name: str, module: str) -> Any:
-    extra = {"train": "trainer"}.get(name, "worker")
+    extra = {"train": "trainer", "evaluate": "trainer"}.get(name, "worker")
 
     def command() -> None:
         raise OperatorError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
+from tests.worker_process import XPLAT, environment
 from trainer.release import active_announcement
 from trainer.train import TrainOptions, train
 from xplat_stream import local
@@ -103,3 +105,23 @@ async def _both_still_answer(settings: Settings, numbers: list[int]) -> None:
     async with TritonScorer(settings.triton) as scorer:
         for number in numbers:
             await scorer.check_golden(repository.load(number))
+
+
+def test_the_log_in_kafka_is_evaluated_on(own: Settings, tmp_path) -> None:
+    """`xplat evaluate --from-topic` says what videos and posts tell of the shop; nothing leaks, and history counts."""
+    simulate(own, Population(load_taxonomy(), users=150, seed=6), history_events=EVENTS, history_days=20, rate_per_s=0)
+    words = ("--from-topic", "--target", "shop", "--folds", "2", "--min-label-users", "10", "--json")
+    done = subprocess.run(
+        [str(XPLAT), "evaluate", *words],
+        env=environment(own),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = msgspec.json.decode(done.stdout.splitlines()[-1])
+    assert found["checks_passed"]
+    assert found["a_only_gain_low"] > 0
+    assert found["ndcg10"] > found["a_only_ndcg10"]
