@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer.compact import vector_table
+from trainer.fit import prior_logits
 from trainer.fit_head import Fitting, fit_head, fit_member
-from trainer.schedule import seeded
+from trainer.schedule import schedule, seeded
 from trainer.words import TokenTable, latent_words
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 _BATCH: Final = 32
 _CHUNK: Final = 4096
 _THREADS: Final = 1
+_NAMED_LR: Final = 5e-3
+_NAMED_STEPS: Final = 400
+_NAMED_BATCH: Final = 256
 _WORDS_LR: Final = 0.1
 """Times the learning rate, for the word vectors: at the full rate they learn the training users by heart."""
 
@@ -50,7 +55,7 @@ def text_states(encoder: Encoder, features: TextFeatures, texts: Sequence[str], 
     for batch in features.batches(texts, size=_BATCH):
         found = encoder.means(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask))
         # The projection does not look at the length: unit length keeps float16 exact enough.
-        means[np.array(batch.where) + 1] = nn.functional.normalize(found, dim=-1).numpy()
+        means[np.array(batch.where) + 1] = functional.normalize(found, dim=-1).numpy()
         done += len(batch.where)
         report("vectors", done, len(texts), {})
     return TextStates(means, TokenTable.of(features, texts))
@@ -92,6 +97,26 @@ class TrainedVectors(nn.Module):
         return vector_table(np.concatenate([np.zeros((0, width), np.float32), *parts]).astype(np.float16))
 
 
+def _fit_named(head: Head, vectors: TrainedVectors, fitting: Fitting, random: np.random.Generator) -> None:
+    """Teach projection and label layer to tell the labels that texts name themselves: what counting rests on."""
+    own = fitting.texts.own
+    known = np.flatnonzero(fitting.texts.own_known)
+    if not len(known):
+        return
+    head.evidence.bias.data.copy_(prior_logits(own[known].mean(axis=0)))
+    groups = [{"params": list(head.evidence.parameters()), "lr": _NAMED_LR}, *vectors.groups(_NAMED_LR)]
+    optimizer = torch.optim.AdamW(groups, weight_decay=fitting.options.weight_decay)
+    pace = schedule(optimizer, _NAMED_STEPS, warm_up=fitting.options.warm_up)
+    for _ in range(_NAMED_STEPS):
+        rows = random.choice(known, min(_NAMED_BATCH, len(known)), replace=False)
+        guess = head.evidence(vectors(rows + 1) * fitting.options.width**0.5)
+        loss = functional.binary_cross_entropy_with_logits(guess, torch.from_numpy(own[rows]))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch ships no annotation
+        optimizer.step()
+        pace.step()
+
+
 class Joint(NamedTuple):
     """A head, and the vectors it was trained on: the encoder's own, from now on."""
 
@@ -119,6 +144,7 @@ def fit_together(encoder: Encoder, states: TextStates, fitting: Fitting) -> Join
             layer.requires_grad_(True)
         head = fitting.new_head()
         vectors = TrainedVectors(encoder, states)
+        _fit_named(head, vectors, fitting, random)
         fit_member(head, 0, fitting, vectors, random, named=True)
         table = vectors.table()
     return Joint(fit_head(fitting, table, head), table)
