@@ -90,7 +90,7 @@ class SequenceOptions:
     """Items of a platform that each batch is told apart from; as many as there are: a full softmax."""
     batch: int = 64
     """Users a step."""
-    epochs: int = 24
+    epochs: int = 14
     patience: int = 4
     """Epochs without a better validation until training ends."""
     learning_rate: float = 3e-3
@@ -178,7 +178,8 @@ class SequenceModel(nn.Module):
     def logits(self, states: Tensor, platform: int, index: Tensor) -> Tensor:
         """Return (states, items) logits of a platform's items as the next one there. `index`: (items,), from 1."""
         query: Tensor = self.heads[platform](states)
-        return query @ self.items(index).T + self.bias(index).squeeze(-1)
+        found: Tensor = query @ self.items(index).T + self.bias(index).squeeze(-1)
+        return found
 
 
 _ITEM_STD: Final = 0.1
@@ -249,6 +250,8 @@ def fit_sequences(
     pools = [torch.from_numpy(seen[platform[seen - 1] == one]) for one in range(int(platform.max()) + 1)]
     with seeded(options.seed, options.threads) as random:
         model = SequenceModel(platform, text, (int(times.min()), int(times.max())), options)
+        untouched = np.setdiff1d(np.arange(len(platform) + 1), seen)
+        model.item.weight.data[untouched] = 0  # and stays so: the id of what nobody touched says nothing
         optimizer = torch.optim.AdamW(
             model.parameters(), options.learning_rate, weight_decay=options.weight_decay, fused=True
         )
@@ -299,12 +302,12 @@ def _loss(model: SequenceModel, part: Sequences, pools: Sequence[Tensor], negati
             continue
         targets = following[mine]
         drawn = pool if negatives >= len(pool) else pool[torch.randint(len(pool), (negatives,))]
-        # The targets of the batch stand first, once each, so that every transition's own is among the answers; they are
-        # not counted against each other, or the often touched would be told apart from more often than drawn.
-        own, place = torch.unique(targets, return_inverse=True)
-        logits = model.logits(states[mine], platform, torch.cat([own, drawn]))
-        right = logits[:, : len(own)].gather(1, place[:, None])
-        others = logits[:, len(own) :].masked_fill(drawn[None, :] == targets[:, None], -1e4)
+        query = model.heads[platform](states[mine])
+        right = (query * model.items(targets)).sum(1, keepdim=True) + model.bias(targets)
+        # The target itself may be drawn; the batch's other targets are no sample: the often touched would stand in it
+        # more often than drawn.
+        others = query @ model.items(drawn).T + model.bias(drawn).squeeze(-1)
+        others = others.masked_fill(drawn[None, :] == targets[:, None], -1e4)
         losses.append((torch.logsumexp(torch.cat([right, others], dim=1), dim=1) - right.squeeze(1)).sum())
     return torch.stack(losses).sum() / len(following)
 
