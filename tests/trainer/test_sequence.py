@@ -11,7 +11,7 @@ from xplat_stream.errors import DataError
 DAY_MS = 86_400_000
 ITEMS = 40
 PLATFORM = np.arange(ITEMS) % 2
-SMALL = SequenceOptions(width=16, layers=1, heads=2, dropout=0.1, negatives=ITEMS, batch=16, epochs=12, patience=12)
+SMALL = SequenceOptions(width=16, layers=1, heads=2, dropout=0.1, negatives=ITEMS, batch=16, epochs=30, patience=30)
 
 
 def successor(item: int) -> int:
