@@ -20,12 +20,12 @@ from xplat_stream.settings import load_settings
 from xplat_stream.window import WindowSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from trainer.evaluation import Ranking
     from trainer.findings import Findings
     from trainer.methods import Method
     from trainer.progress import Report
+    from trainer.ranking import Ranking
     from trainer.subject import Subject
 
 DEFAULT_LABELS = "categories:2-3"
@@ -168,18 +168,16 @@ def evaluate(
             subject = _from_topic(horizon_days, progress)
         else:
             subject = _from_folder(dataset, labels or DEFAULT_LABELS, min_label_users, horizon_days)
-        main, others = _methods()
+        main, others = _methods(progress)
         findings = evaluate_log(
             subject,
             task,
             main,
             others,
             options=EvaluateOptions(folds, plant_harmful),
-            rank=_ranking(subject, _names(rank)),
+            rank=_ranking(dataset, _names(rank), progress),
             report=progress,
         )
-    if rank and not findings.ranking:
-        console.print("item ranking is not measured yet: its figures are null", highlight=False)
     if report is not None:
         console.print(f"written: {write_report(findings, report)}", highlight=False, soft_wrap=True)
     _print_methods(findings, console)
@@ -190,16 +188,25 @@ def evaluate(
         raise XplatError("; ".join(findings.failures()))
 
 
-def _methods() -> tuple[Method, Sequence[Method]]:
+def _methods(report: Report) -> tuple[Method, Sequence[Method]]:
     """Return the main method and what it is set beside."""
-    from trainer.baselines import LINEAR, Linear, all_baselines
+    from trainer.baselines import all_baselines
+    from trainer.sasrec import SASRec
+    from trainer.split import SplitMethod
 
-    return Linear(), [method for method in all_baselines() if method.name != LINEAR]
+    return SplitMethod(report=report), [*all_baselines(), SASRec()]
 
 
-def _ranking(subject: Subject, platforms: tuple[str, ...]) -> Ranking | None:  # noqa: ARG001
-    """Return what measures item ranking on these platforms."""
-    return None
+def _ranking(dataset: Path | None, platforms: tuple[str, ...], report: Report) -> Callable[[], Ranking] | None:
+    """Return what measures item ranking on these platforms; None where none is named."""
+    from trainer.ranking import rank_items
+    from xplat_stream.replay import read_recording
+
+    if not platforms:
+        return None
+    if dataset is None:
+        raise typer.BadParameter("--rank needs --dataset: topics keep no more of an item than the model reads")
+    return lambda: rank_items(read_recording(dataset, platforms=platforms), platforms, report=report)
 
 
 def _from_folder(folder: Path, labels: str, min_users: int, horizon_days: float) -> Subject:

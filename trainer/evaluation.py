@@ -32,12 +32,11 @@ if TYPE_CHECKING:
     from trainer.ablation import AblationLine
     from trainer.methods import Method, Trial
     from trainer.progress import Report
+    from trainer.ranking import Ranking
     from trainer.study import Study, Task
     from trainer.subject import Subject
 
     Trials = Mapping[str, Trial]
-    Ranking = Callable[[], Mapping[str, Mapping[str, float]]]
-    """Measures the item ranking task: platform → measure (`hr10`, `ndcg10`, …) → value."""
 
 _LEAK_FOLDS: Final = 1
 """Folds fitted on permuted labels: a leak shows on a fifth of the users as well."""
@@ -62,7 +61,7 @@ def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
     others: Sequence[Method],
     *,
     options: EvaluateOptions | None = None,
-    rank: Ranking | None = None,
+    rank: Callable[[], Ranking] | None = None,
     report: Report = silent,
 ) -> Findings:
     """Measure `main` beside `others` on a log. Popularity and popularity in time are always among the others.
@@ -105,7 +104,7 @@ def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
     with clock.stage("ablation"):
         ablation: list[AblationLine] = ablate(study, mine, options.variants, folds=folds)
     with clock.stage("ranking"):
-        ranking = {platform: dict(found) for platform, found in rank().items()} if rank else {}
+        ranking = rank() if rank else None
 
     source = leaks.source_view(study)
     calibrated = calibrate.calibrated(mine)

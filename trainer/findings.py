@@ -15,6 +15,7 @@ from trainer.ablation import AblationLine
 from trainer.calibrate import CurvePoint
 from trainer.leaks import LeakCheck
 from trainer.measures import Counts, Interval, bootstrap_mean, ndcg
+from trainer.ranking import OURS, Ranking
 from trainer.transfer import Harm, MatrixCell
 
 if TYPE_CHECKING:
@@ -220,8 +221,8 @@ class Findings(msgspec.Struct, frozen=True):
     planted: Planted | None
     leaks: list[LeakCheck]
     ablation: list[AblationLine]
-    ranking: dict[str, dict[str, float]]
-    """Platform → measure → value, of the item ranking task."""
+    ranking: Ranking | None
+    """Of the item ranking task, where it was asked for."""
     excluded: dict[str, int]
     seconds: dict[str, float]
     """Stage → seconds of the clock."""
@@ -252,7 +253,8 @@ class Findings(msgspec.Struct, frozen=True):
             "ece": main.ece.value,
         }
         for platform in ranked:
-            found[f"{platform}_ndcg10"] = self.ranking.get(platform, {}).get("ndcg10")
+            figures = self.ranking.sampled[OURS].get(platform) if self.ranking else None
+            found[f"{platform}_ndcg10"] = figures.ndcg.value if figures else None
         source = self.views[0]
         if len(self.views) > 1:
             found |= {

@@ -45,6 +45,20 @@ def best_threshold(scores: Scores, targets: Scores) -> float:
     return float(cutoffs[int(np.argmax(quality))])
 
 
+def expected_threshold(scores: Scores) -> float:
+    """Return the one threshold with the highest micro-F1 to be expected if the scores are the probabilities they claim.
+
+    Where they are, this is the best there is (Lipton et al. 2014, arXiv:1402.1892), and it needs no targets: a hundred
+    users' targets would say less, by chance, than their scores do.
+    """
+    cutoffs = np.unique(np.quantile(scores, np.linspace(0.0, 1.0, _CUTOFFS)))
+    true = float(scores.sum())
+    right = [float(scores[scores >= cutoff].sum()) for cutoff in cutoffs]
+    named = [int((scores >= cutoff).sum()) for cutoff in cutoffs]
+    quality = [2 * hit / max(count + true, 1e-12) for hit, count in zip(right, named, strict=True)]
+    return float(cutoffs[int(np.argmax(quality))])
+
+
 def calibration_error(scores: Scores, targets: Scores) -> float:
     """Return the mean distance between score and frequency over ten bins, weighted by how full they are."""
     bins = np.minimum((scores * _BINS).astype(int), _BINS - 1).ravel()

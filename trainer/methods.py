@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from trainer.measures import best_threshold
+from trainer.measures import expected_threshold
 from trainer.study import FOLDS
 from xplat_stream.errors import InvalidScores
 
@@ -61,7 +61,7 @@ class Trial(NamedTuple):
     """What a method says of every evaluated user, each by a model that never saw that user."""
 
     scores: Scores  # (users, labels), in the order of Study.test
-    threshold: NDArray[np.float32]  # (users,), of that user's fold: the best for micro-F1 on the tuning users
+    threshold: NDArray[np.float32]  # (users,), of that user's fold: from its tuning users' scores, `expected_threshold`
     tuned: tuple[Tuned, ...] = ()
     """One a fold."""
 
@@ -145,7 +145,7 @@ def try_looks(
         for look, seen in looks.items():
             tuned = scores_of(method.name, fitted, seen(parts.tune))
             found[look].scores[parts.rows] = scores_of(method.name, fitted, seen(parts.test))
-            found[look].threshold[parts.rows] = best_threshold(tuned, parts.tune.targets)
+            found[look].threshold[parts.rows] = expected_threshold(tuned)
             told = Tuned(parts.rows, tuned, parts.tune.targets)
             found[look] = found[look]._replace(tuned=(*found[look].tuned, told))
         if watch is not None:

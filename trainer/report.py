@@ -306,14 +306,19 @@ was not fitted on. Every step keeps the order of a user's labels, so NDCG@10 is 
 
 
 def _ranking(findings: Findings) -> str:
-    if not findings.ranking:
+    ranking = findings.ranking
+    if ranking is None:
         return ""
-    measures = sorted({measure for found in findings.ranking.values() for measure in found})
     rows = [
-        [platform, *(f"{found[measure]:.4f}" if measure in found else "–" for measure in measures)]
-        for platform, found in findings.ranking.items()
+        [model, platform, kind, _figure(figures.hit_rate), _figure(figures.ndcg), _figure(figures.reciprocal_rank)]
+        for model, platform, kind, figures in ranking.rows()
     ]
-    return f"## Item ranking\n\n{_table(['platform', *measures], rows)}"
+    return f"""## Item ranking
+
+The last event of each user's mixed sequence, ranked among {ranking.negatives} items of its platform that the user never
+touched ("sampled") or among all of them ("full"); {", ".join(f"{n} users on {p}" for p, n in ranking.users.items())}.
+
+{_table(["model", "platform", "among", "HR@10", "NDCG@10", "MRR"], rows)}"""
 
 
 def _ablation(findings: Findings) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.fit import schedule, seeded
+from trainer.schedule import schedule, seeded
 from xplat_stream.errors import DataError
 
 if TYPE_CHECKING:
