@@ -73,6 +73,18 @@ class Encoder(nn.Module):
         words = (self.words(input_ids) * weight).sum(1) / weight.sum(1).clamp(min=1e-6)
         return functional.normalize(functional.normalize(self.project(means), dim=-1) + words, dim=-1)
 
+    def beside(self) -> Encoder:
+        """Return another encoder on the same transformer, with a projection and words of its own, as they are here."""
+        other = Encoder(
+            self.backbone,
+            hidden=self.project.in_features,
+            width=self.project.out_features,
+            vocabulary=self.words.num_embeddings,
+        )
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.")}
+        other.load_state_dict(own, strict=False)
+        return other.eval()
+
     def merge(self) -> None:
         """Fold the adapter into the weights it changes, where it is an update of weights: served, it costs nothing."""
         self.backbone = merged(self.backbone)

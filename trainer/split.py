@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from tokenizers import Tokenizer
 
 from trainer.fit_head import Fitting, LabelledWindows, score_windows
@@ -31,10 +29,18 @@ if TYPE_CHECKING:
 SPLIT = "split"
 
 
+class Prepared(NamedTuple):
+    """A transformer and what it says of a study's texts."""
+
+    pretrained: Pretrained
+    states: TextStates
+
+
 @dataclass(frozen=True, slots=True)
 class FittedSplit:
-    """A fitted head and the vectors of all texts."""
+    """A fitted encoder and head, and the vectors of all texts."""
 
+    encoder: Encoder
     head: Head
     table: NDArray[np.float16]
 
@@ -56,45 +62,40 @@ class SplitMethod:
     report: Report = silent
     pretrained: Callable[[TextTable], Pretrained] | None = None
     """Prepares the transformer; by default the pretrained one as it is."""
-    _prepared: dict[int, tuple[TextTable, Pretrained, TextStates]] = field(default_factory=dict, repr=False)
+    _prepared: dict[tuple[str, ...], Prepared] = field(default_factory=dict, repr=False)
 
     def fit(self, study: Study, train: Cuts, tune: Cuts) -> FittedSplit:
         """See `Method`."""
-        encoder, states = self._states(study.texts)
+        prepared = self.prepared(study.texts)
+        encoder = prepared.pretrained.encoder.beside()
         views = [{platform + 1 for platform in view} for view in study.views().values()]
-        everything = set(range(1, len(study.platforms) + 1))
-        fitted = fit_together(
-            encoder,
-            states,
-            Fitting(
-                LabelledWindows.of_cuts(train),
-                LabelledWindows.of_cuts(tune),
-                study.texts,
-                len(study.platforms),
-                self.options,
-                self.report,
-                [view for view in views if view != everything] or None,
-            ),
+        fitting = Fitting(
+            LabelledWindows.of_cuts(train),
+            LabelledWindows.of_cuts(tune),
+            study.texts,
+            len(study.platforms),
+            self.options,
+            self.report,
+            [view for view in views if len(view) < len(study.platforms)] or None,
         )
-        return FittedSplit(fitted.head, fitted.table)
+        return FittedSplit(encoder, *fit_together(encoder, prepared.states, fitting))
 
-    def _states(self, texts: TextTable) -> tuple[Encoder, TextStates]:
-        held = self._prepared.get(id(texts.texts))
-        if held is None:
-            if self.pretrained is not None:
-                pretrained = self.pretrained(texts)
-            else:
-                pretrained = load_pretrained(default_base(), width=self.options.width, lora_rank=1)
-                pretrained.encoder.merge()
-            tokenizer = Tokenizer.from_str(pretrained.tokenizer.decode())
-            features = TextFeatures(tokenizer, max_tokens=self.options.max_tokens)
-            states = text_states(pretrained.encoder, features, texts.texts, self.report)
-            held = self._prepared[id(texts.texts)] = (texts, pretrained, states)
-        encoder = copy.copy(held[1].encoder)
-        # Its own projection and words each time; the transformer is shared.
-        encoder._modules = dict(encoder._modules)  # noqa: SLF001 - copy.copy of a module shares its layers
-        encoder._buffers = dict(encoder._buffers)  # noqa: SLF001
-        for name in ("project", "words"):
-            encoder._modules[name] = copy.deepcopy(held[1].encoder._modules[name])  # noqa: SLF001
-        encoder._buffers["rarity"] = torch.zeros_like(held[1].encoder.rarity)  # noqa: SLF001
-        return encoder, held[2]
+    def prepared(self, texts: TextTable) -> Prepared:
+        """Return the transformer, which runs over the texts once, however many folds there are."""
+        key = tuple(texts.texts)
+        if key not in self._prepared:
+            pretrained = self.pretrained(texts) if self.pretrained else _as_it_is(self.options)
+            features = TextFeatures(
+                Tokenizer.from_str(pretrained.tokenizer.decode()), max_tokens=self.options.max_tokens
+            )
+            self._prepared.clear()  # one study at a time
+            self._prepared[key] = Prepared(
+                pretrained, text_states(pretrained.encoder, features, texts.texts, self.report)
+            )
+        return self._prepared[key]
+
+
+def _as_it_is(options: TrainOptions) -> Pretrained:
+    pretrained = load_pretrained(options.base or default_base(), width=options.width, lora_rank=options.lora_rank)
+    pretrained.encoder.merge()
+    return pretrained

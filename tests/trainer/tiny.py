@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 HIDDEN = 32
 
 
-def make_tiny_base(folder: Path) -> Path:
-    """Write it as a Hugging Face folder and return the folder."""
+def make_tiny_base(folder: Path, read: Iterable[str] = ()) -> Path:
+    """Write it as a Hugging Face folder and return the folder. `read`: texts its words are of; none: the corpus's."""
     import torch
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -19,7 +20,8 @@ def make_tiny_base(folder: Path) -> Path:
     from tests.trainer.corpus import taxonomy, words
 
     learned = BertWordPieceTokenizer()
-    learned.train_from_iterator([*words(), *(label.name for label in taxonomy().labels)], show_progress=False)
+    learnt_from = [*read] or [*words(), *(label.name for label in taxonomy().labels)]
+    learned.train_from_iterator(learnt_from, show_progress=False)
     BertTokenizerFast(tokenizer_object=learned._tokenizer).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(

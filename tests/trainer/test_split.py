@@ -1,0 +1,144 @@
+"""Encoder and head, trained together: what 64 numbers a text are made of, and that serving gets the same ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from tests.trainer.people import FOLDS, LABELS, TAXONOMY, make_people, study
+from tests.trainer.tiny import make_tiny_base
+from trainer.baselines import Popularity
+from trainer.compact import Compact
+from trainer.export import encode_texts, export_encoder, export_head, score_inputs
+from trainer.fit_head import views_of_platforms
+from trainer.measures import ndcg
+from trainer.methods import split, try_method
+from trainer.models import load_pretrained
+from trainer.options import TrainOptions
+from trainer.split import SplitMethod
+from trainer.study import A_ONLY, EVERYTHING
+from trainer.words import TokenTable, latent_words
+from xplat_stream.serving.features import TextFeatures
+
+OPTIONS = TrainOptions(max_tokens=16, members=2, head_batch=64, head_epochs=6)
+
+
+@pytest.fixture(scope="module")
+def method(tmp_path_factory):
+    """The served model on an encoder of one layer with weights at random: all it knows it learns here."""
+    base = str(make_tiny_base(tmp_path_factory.mktemp("base"), study().texts.texts))
+
+    def pretrained(_):
+        found = load_pretrained(base, width=64, lora_rank=1)
+        found.encoder.merge()
+        return found
+
+    return SplitMethod(OPTIONS, pretrained=pretrained)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return split(study(), 0)
+
+
+@pytest.fixture(scope="module")
+def fitted(method, parts):
+    return method.fit(study(), parts.train, parts.tune)
+
+
+def test_it_reads_one_platform_for_another(method):
+    """Titles of videos, which name no label, tell what is bought in the shop far better than what is popular."""
+    names = [A_ONLY, EVERYTHING]
+    mine, popular = (try_method(study(), one, views=names, folds=range(1)) for one in (method, Popularity()))
+    rows = split(study(), 0).rows
+    targets = study().test.targets[rows]
+    for view in names:
+        assert ndcg(mine[view].scores[rows], targets).mean() > ndcg(popular[view].scores[rows], targets).mean() + 0.1
+
+
+def test_the_graphs_answer_as_the_method_does(method, fitted, parts):
+    """What is exported, encoder and head, gives the vectors and scores that were evaluated."""
+    tokenizer = Tokenizer.from_str(method.prepared(study().texts).pretrained.tokenizer.decode())
+    graph = export_encoder(fitted.encoder, vocabulary=tokenizer.get_vocab_size())
+    texts = study().texts.texts
+    features = TextFeatures(tokenizer, max_tokens=OPTIONS.max_tokens)
+    *_, (_, vectors) = encode_texts(graph, features, texts, width=64)
+    rows = np.arange(min(20, len(parts.test)))
+    served = score_inputs(export_head(fitted.head), parts.test.inputs.with_vectors(fitted.table, rows))
+
+    np.testing.assert_allclose(vectors, fitted.table[1:], atol=2e-3)
+    np.testing.assert_allclose(served, fitted.scores(parts.test.take(rows)), atol=1e-3)
+
+
+def test_folds_share_the_transformer_and_nothing_else(method, fitted, parts):
+    """Fitting another fold changes no vector and no weight of the one before."""
+    before = fitted.table.copy(), [value.clone() for value in fitted.head.state_dict().values()]
+    other = split(study(), FOLDS - 1)
+    again = method.fit(study(), other.train, other.tune)
+
+    assert np.array_equal(before[0], fitted.table)
+    assert all(map(torch.equal, before[1], fitted.head.state_dict().values()))
+    assert not np.array_equal(again.table, fitted.table)
+
+
+def test_same_seed_same_model(method, fitted, parts):
+    """The same cuts and seed give the same vectors and scores."""
+    again = method.fit(study(), parts.train, parts.tune)
+    assert np.array_equal(again.table, fitted.table)
+    assert np.array_equal(again.scores(parts.test), fitted.scores(parts.test))
+
+
+def test_words_that_the_same_people_touch_lie_near_each_other():
+    """A word of a video title lies nearer to the label its readers buy than to the others, and frames are no words."""
+    features = TextFeatures(_words_of(study().texts.texts), max_tokens=16)
+    tokens = TokenTable.of(features, study().texts.texts)
+    last = study().test.inputs
+    found = latent_words(tokens, last, vocabulary=features_size(features), width=8, seed=0)
+    nearest = 0
+    vocabulary = _words_of(study().texts.texts).get_vocab()
+    for label, word in zip(LABELS, ("novel", "saddle", "guitar", "kitten", "orchid", "laces"), strict=True):
+        scores = {one: found.words[vocabulary[word]] @ found.words[vocabulary[one]] for one in LABELS}
+        nearest += max(scores, key=scores.__getitem__) == label
+    assert nearest >= 5
+    assert found.rarity[vocabulary["[CLS]"]] == 0
+
+
+def _words_of(texts):
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+
+    words = sorted({word for text in texts for word in text.split()})
+    vocabulary = {word: row for row, word in enumerate(["[UNK]", "[CLS]", "[SEP]", *words])}
+    made = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = Whitespace()
+    made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    return made
+
+
+def features_size(features):
+    return features._tokenizer.get_vocab_size()
+
+
+def test_views_of_platforms():
+    """One platform has no other view; of three, each alone and each missing are trained on."""
+    assert views_of_platforms(1) == []
+    assert views_of_platforms(2) == [{1}, {2}]
+    assert views_of_platforms(3) == [{1}, {2}, {3}, {2, 3}, {1, 3}, {1, 2}]
+
+
+def test_a_view_is_the_window_of_who_is_known_there_only():
+    """Hidden events leave no gap, and ages are counted from the newest event that is left."""
+    window = Compact(
+        np.array([[1, 2, 3]], np.int32),
+        np.array([[1, 2, 1]], np.int32),
+        np.array([[1, 1, 1]], np.int32),
+        np.log1p(np.array([[9.0, 4.0, 0.0]], np.float32)),
+        np.array([3]),
+    )
+    seen = window.seeing(np.array([2], np.int32))
+    assert (seen.text.tolist(), seen.length.tolist(), seen.age.tolist()) == ([[2]], [1], [[0.0]])
+    assert TAXONOMY.ids() == LABELS
+    assert make_people()
