@@ -77,7 +77,7 @@ def check_shuffled(
     gain = float((ndcg(own, targets) - plain).mean())
     found = bootstrap_mean(ndcg(scores, targets) - plain, confidence=_CONFIDENCE)
     words = f"{source_view(study)} over popularity: {gain:+.4f} with own histories, {found.value:+.4f} with others'"
-    return LeakCheck(SHUFFLED, found.low <= 0, *found, words)
+    return LeakCheck(SHUFFLED, not found.low > 0, *found, words)
 
 
 def check_permuted(
@@ -92,7 +92,7 @@ def check_permuted(
     targets = study.test.targets[rows]
     found = bootstrap_mean(ndcg(trial.scores[rows], targets) - ndcg(popularity[rows], targets), confidence=_CONFIDENCE)
     words = f"trained on permuted labels, {found.value:+.4f} against popularity on {len(rows)} users"
-    return LeakCheck(PERMUTED, found.low <= 0, *found, words)
+    return LeakCheck(PERMUTED, not found.low > 0, *found, words)
 
 
 class _Permuted:

@@ -134,13 +134,14 @@ def bootstrap(
 
     `sums` (users, parts) is what each user adds; `figure` turns totals (resamples, parts) into figures (resamples,).
     The same number of users and seed draw the same users: a difference of two figures is paired by stacking their
-    parts. Of no users everything is NaN.
+    parts. Of no users everything is NaN, of one user the ends are: one person says nothing of others.
     """
     count = len(sums)
-    if not count:
-        return Interval(float("nan"), float("nan"), float("nan"))
-    random = np.random.default_rng(seed)
     parts = np.asarray(sums, np.float64)
+    if count < 2:  # noqa: PLR2004 - nothing to resample
+        value = float(figure(parts.sum(axis=0, keepdims=True))[0]) if count else float("nan")
+        return Interval(value, float("nan"), float("nan"))
+    random = np.random.default_rng(seed)
     first = count * np.arange(_AT_ONCE)[:, None]
     found = []
     for _ in range(RESAMPLES // _AT_ONCE):

@@ -70,6 +70,8 @@ def _history(findings: Findings) -> Figure:
     series(findings.main, MAIN, 0.08, [line.ndcg10 for line in lines])
     axes.set_ylabel("NDCG@10")
     axes.set_xticks(places, [""] * len(lines))
+    for panel in (axes, below):
+        panel.set_xlim(-0.6, len(lines) - 0.4)
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     axes.grid(axis="y", alpha=0.3)
     _bars(below, lines, places)
@@ -176,7 +178,7 @@ def _matrix(findings: Findings) -> Figure:
             grid[sources.index(source), targets.index(target)] = value.value
         axes.imshow(grid, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto")
         for (source, target), value in values.items():
-            words = "–" if math.isnan(value.value) else f"{value.value:+.4f}\n[{value.low:+.3f}, {value.high:+.3f}]"
+            words = "–" if math.isnan(value.low) else f"{value.value:+.4f}\n[{value.low:+.3f}, {value.high:+.3f}]"
             color = "white" if abs(value.value) > _DARK_CELL * reach else "black"
             weight = "bold" if value.excludes_zero else "normal"
             place = (targets.index(target), sources.index(source))

@@ -363,11 +363,11 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _figure(value: Interval) -> str:
-    return "–" if math.isnan(value.value) else f"{value.value:.4f} [{value.low:.3f}, {value.high:.3f}]"
+    return "–" if math.isnan(value.low) else f"{value.value:.4f} [{value.low:.3f}, {value.high:.3f}]"
 
 
 def _difference(value: Interval, digits: int = 4) -> str:
-    if math.isnan(value.value):
+    if math.isnan(value.low):
         return "–"
     words = f"{value.value:+.{digits}f} [{value.low:+.3f}, {value.high:+.3f}]"
     return _strong(words, value.excludes_zero)

@@ -32,7 +32,7 @@ def scored(draw: st.DrawFn):
 
 
 @FEW
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=60))
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=60))
 def test_the_interval_brackets_the_mean(values: list[float]) -> None:
     """The mean of a value a user lies inside its own interval."""
     found = bootstrap_mean(np.array(values))
@@ -70,5 +70,9 @@ def test_a_surer_interval_is_wider() -> None:
 
 
 def test_of_nobody_nothing_is_known() -> None:
-    """No users, no figure: NaN, and no warning."""
+    """No users, no figure; of one user a figure, and nothing that excludes zero. No warning either way."""
     assert all(map(np.isnan, bootstrap_mean(np.zeros(0))))
+    alone = bootstrap_mean(np.array([0.2]))
+    assert alone.value == 0.2
+    assert not alone.excludes_zero
+    assert np.isnan(alone.low)
