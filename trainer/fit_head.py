@@ -53,7 +53,7 @@ _PENALTIES: Final = (3.0, 10.0, 30.0, 100.0)
 _LINEAR_ROWS: Final = 20_000
 _NEWTON_STEPS: Final = 60
 _PROBE_STEPS: Final = 150
-_NAMED_WEIGHT: Final = 1.0
+_NAMED_WEIGHT: Final = 0.3
 """Of the labels that texts name themselves, while the projection is trained: it must keep them apart."""
 
 _STEPS_AN_EPOCH: Final = 32

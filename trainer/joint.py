@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from trainer.compact import vector_table
 from trainer.fit import prior_logits
-from trainer.fit_head import Fitting, fit_head, fit_member
+from trainer.fit_head import Fitting, LabelledWindows, fit_head, fit_member, score_windows
 from trainer.schedule import schedule, seeded
 from trainer.words import TokenTable, latent_words
 
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
 _BATCH: Final = 32
 _CHUNK: Final = 4096
 _THREADS: Final = 1
-_NAMED_LR: Final = 5e-3
-_NAMED_STEPS: Final = 400
+_TAUGHT: Final = 0.7
+"""Share of the teachers' word in a target; the rest is what happened."""
+
+_NAMED_LR: Final = 2e-3
+_NAMED_STEPS: Final = 150
 _NAMED_BATCH: Final = 256
 _WORDS_LR: Final = 0.1
 """Times the learning rate, for the word vectors: at the full rate they learn the training users by heart."""
@@ -124,12 +128,29 @@ class Joint(NamedTuple):
     table: NDArray[np.float16]  # (texts + 1, width)
 
 
+def _taught(encoder: Encoder, states: TextStates, fitting: Fitting) -> LabelledWindows:
+    """Return the training windows with targets that several models of other seeds agree on, for the most part.
+
+    What an ensemble says is less a matter of chance than what happened (Hinton et al. 2015), and it speaks of the whole
+    window also where the one that learns from it sees a part (Lopez-Paz et al. 2016).
+    """
+    train, options = fitting.train, fitting.options
+    said = np.zeros_like(train.targets)
+    for number in range(1, options.teachers + 1):
+        own = msgspec.structs.replace(options, teachers=0, members=1, seed=options.seed + number)
+        head, table = fit_together(encoder.beside(), states, fitting._replace(options=own))
+        said += score_windows(head, train.inputs, table) / options.teachers
+    return train._replace(targets=(1 - _TAUGHT) * train.targets + _TAUGHT * said)
+
+
 def fit_together(encoder: Encoder, states: TextStates, fitting: Fitting) -> Joint:
     """Train the encoder's projection and word vectors with the head's first member, then the rest of the head.
 
     Changes `encoder`, whose transformer made `states`.
     """
-    options, train = fitting.options, fitting.train
+    options = fitting.options
+    train = _taught(encoder, states, fitting) if options.teachers else fitting.train
+    fitting = fitting._replace(train=train)
     with seeded(options.seed, _THREADS) as random:
         latent = latent_words(
             states.tokens,

@@ -119,6 +119,8 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Newest events of a window that the head reads: 64 users are then at most 1 MB a call."""
     members: _Count = 3
     """Pooling networks of the head, whose answers are averaged: one alone costs a third, and some quality."""
+    teachers: Annotated[int, Meta(ge=0, le=9)] = 0
+    """Models of other seeds whose agreement the served one learns from; each costs about half a head's time."""
     head_lr: _Positive = 2e-3
     """Peak learning rate."""
     head_batch: _Count = 256
