@@ -13,6 +13,7 @@ trained with it. Everything after that, and every later refresh, reads fixed vec
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -69,7 +70,8 @@ _THREADS: Final = 1
 _EVALUATION_BATCH: Final = 512
 
 
-class LabelledWindows(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LabelledWindows:
     """Windows and what came after them: what a head is fitted on."""
 
     inputs: Compact

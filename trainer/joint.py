@@ -6,6 +6,7 @@ to be trained through the whole head. So 64 numbers a text are chosen for what t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -140,7 +141,7 @@ def _taught(encoder: Encoder, states: TextStates, fitting: Fitting) -> LabelledW
         own = msgspec.structs.replace(options, teachers=0, members=1, seed=options.seed + number)
         head, table = fit_together(encoder.beside(), states, fitting._replace(options=own))
         said += score_windows(head, train.inputs, table) / options.teachers
-    return train._replace(targets=(1 - _TAUGHT) * train.targets + _TAUGHT * said)
+    return replace(train, targets=(1 - _TAUGHT) * train.targets + _TAUGHT * said)
 
 
 def fit_together(encoder: Encoder, states: TextStates, fitting: Fitting) -> Joint:
