@@ -57,7 +57,7 @@ def sst(folder: Path) -> Path:
 
 
 def flip(file: Path) -> None:
-    """Turn a bit every two kilobytes of a file: its users, which come last, but neither the first block nor the index."""
+    """Turn a bit every two kilobytes of a file: its users, who come last, but not the first block nor the index."""
     raw = bytearray(file.read_bytes())
     for at in range(len(raw) // 3, 9 * len(raw) // 10, 2048):
         raw[at] ^= 1
