@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xplat_stream.adapters import admit
 from xplat_stream.errors import InvalidScores, RejectedEvent, TritonUnavailable
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from streams.outbox import Delivery, Outbox
     from streams.silence import Silence
     from streams.store import PartitionStore
-    from xplat_stream.event import Object
     from xplat_stream.kafka.codec import Headers
     from xplat_stream.metrics import Metrics
     from xplat_stream.profile import Profile
@@ -48,8 +47,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("xplat.worker")
 
-hash_of_text = lru_cache(maxsize=200_000)(hash_text)
-
+_HASHED_TEXTS: Final = 20_000
+hash_of_text = lru_cache(maxsize=_HASHED_TEXTS)(hash_text)
+"""Hashing is the dearest part of a row, and popular texts come again and again. A text is 8 kB at the very most."""
 
 States = dict[UserId, UserState]
 
@@ -184,7 +184,9 @@ class Pipeline:
             text = item_text(event.object)
             text_hash = hash_of_text(text)
             if text and text_hash not in texts:
-                texts[text_hash] = TextEntry(text, self._labels(event.object))
+                item = event.object
+                labels = self._taxonomy.label_ids(iab=item.iab, categories=item.categories)
+                texts[text_hash] = TextEntry(text, labels)
             rows.append((event.platform, row_of(event, text_hash)))
             users[user_id] = received_at_ms
         return found
@@ -361,10 +363,6 @@ class Pipeline:
             # Looked at again afterwards: while this lane waited, another may have made room in memory.
             await self._vectors.encode(release, entries)
         self._metrics.texts_encoded = self._vectors.encoded
-
-    @lru_cache(maxsize=200_000)  # noqa: B019 - one pipeline lives as long as the process
-    def _labels(self, item: Object) -> tuple[str, ...]:
-        return self._taxonomy.label_ids(iab=item.iab, categories=item.categories)
 
 
 def _next_revision(state: UserState) -> UserState:

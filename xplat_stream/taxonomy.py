@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 DEFAULT_FILE: Final = "iab_audience_1_1.json"
+_CLASSIFICATIONS: Final = 4096
+"""Combinations of content ids and categories whose labels are held in memory: few are in use, whatever there is."""
+
 _WORDS = re.compile(r"[^a-z0-9]+")
 
 
@@ -39,7 +42,7 @@ class Label(msgspec.Struct, frozen=True):
     sensitive: bool = False
 
 
-class Taxonomy(msgspec.Struct, frozen=True):
+class Taxonomy(msgspec.Struct, frozen=True, cache_hash=True):
     """A named, versioned, ordered list of labels. The order is part of a model release.
 
     `cattax` is the AdCOM code of the taxonomy (4 = Audience 1.1; 500 and above are vendor-specific).
@@ -85,7 +88,7 @@ def _vocabulary(taxonomy: Taxonomy) -> tuple[dict[str, str], dict[str, str]]:
     return by_content, by_word
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=_CLASSIFICATIONS)
 def _label_ids(taxonomy: Taxonomy, iab: tuple[str, ...], categories: tuple[str, ...]) -> tuple[str, ...]:
     by_content, by_word = _vocabulary(taxonomy)
     found = {by_content[code] for code in iab if code in by_content}

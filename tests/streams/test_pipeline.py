@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -395,6 +397,27 @@ async def test_scores_do_not_depend_on_how_many_vectors_memory_holds(bench: Benc
         seen[vectors] = bench.profiles()[-1].data.interests
     assert len(tight.of(1)) <= 2
     assert [one.score for one in seen[tight]] == [one.score for one in seen[roomy]]
+
+
+async def test_memory_does_not_grow_with_the_items_seen(bench: Bench) -> None:
+    """People and texts stay the same and their windows are full: however many items come by, nothing of them stays."""
+    bench.pipeline.release = make_release()
+    users = [user_on(bench.partition, number) for number in range(3)]
+
+    async def held_after(chunks: int) -> int:
+        for _ in range(chunks):
+            events = [
+                make_event(user_id=users[number % 3], object_title=f"Thing {number % 20}") for number in range(60)
+            ]
+            await bench.handle(*map(bench.record, events))
+            bench.outbox.sent.clear()
+            bench.outbox.steps.clear()
+            bench.scorer.calls.clear()
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    full = await held_after(10)
+    assert await held_after(20) - full < 20 * 60 / 10
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
