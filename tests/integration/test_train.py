@@ -24,7 +24,7 @@ from xplat_stream.taxonomy import load_taxonomy
 from xplat_stream.verify import verify, wait_until_caught_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from tests.integration.conftest import Worker
     from xplat_stream.settings import Settings
@@ -98,6 +98,31 @@ def test_from_the_log_to_profiles_that_know_people(
     assert first.metrics["ndcg_at_10"] > first.metrics["popularity_ndcg_at_10"] + 0.1
     assert model > popularity + 0.2
     asyncio.run(_both_still_answer(own, [first.release, second.release]))
+
+
+def test_a_resumed_training_reads_the_log_as_it_was(own: Settings, tmp_path) -> None:
+    """What came into the topics after a training was interrupted is not in the training that goes on."""
+    population = Population(load_taxonomy(), users=60, seed=6)
+    simulate(own, population, history_events=2000, history_days=20, rate_per_s=0)
+    options = msgspec.structs.replace(
+        QUICK, publish=False, encoder_texts_shown=64, max_texts=64, head_windows_shown=500, checkpoint=str(tmp_path)
+    )
+    read: list[float] = []
+
+    def note(stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        if "events" in metrics:
+            read.append(metrics["events"])
+        if stage == "encoder" and len(read) == 1:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(own, options, note)
+    simulate(own, population, history_events=300, history_days=1, rate_per_s=0)
+    train(own, msgspec.structs.replace(options, resume=True), note)
+    train(own, options, note)
+
+    assert read[1] == read[0]
+    assert read[2] == read[0] + 300
 
 
 async def _both_still_answer(settings: Settings, numbers: list[int]) -> None:

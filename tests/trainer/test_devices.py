@@ -62,24 +62,27 @@ def test_two_processes_share_the_steps_of_one_encoder(tiny_base, tmp_path):
     assert (first["first"], second["first"]) == (True, False)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.usefixtures("_fresh_accelerate")
-def test_half_precision_gives_whole_weights(dataset, tiny_base):
-    """Trained in bfloat16, the encoder is kept and served in float32."""
-    options = msgspec.structs.replace(OPTIONS, precision="bf16", encoder_texts_shown=60, max_texts=60, threads=1)
+def test_half_precision_gives_whole_weights(dataset, tiny_base, precision):
+    """Trained in half precision, the encoder is kept and served in float32."""
+    options = msgspec.structs.replace(OPTIONS, precision=precision, encoder_texts_shown=60, max_texts=60, threads=1)
     encoder, _ = fit_encoder(dataset.texts, options, tiny_base, silent)
 
     vectors = encoder(torch.randint(5, 90, (2, 8)), torch.ones(2, 8, dtype=torch.long))
 
     assert {weight.dtype for weight in encoder.parameters()} == {torch.float32}
     assert vectors.dtype == torch.float32
+    assert torch.isfinite(vectors).all()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has it")
 @pytest.mark.usefixtures("_fresh_accelerate")
-def test_a_format_the_device_lacks_is_one_line():
-    """Half precision on a CPU is refused with the way out."""
-    with pytest.raises(DataError, match=r"cannot be trained in fp16.*`auto`"):
-        accelerator_for(msgspec.structs.replace(OPTIONS, precision="fp16"))
+def test_a_process_trains_in_one_format():
+    """A second number format in one process is refused with the way out."""
+    accelerator_for(msgspec.structs.replace(OPTIONS, precision="no"))
+
+    with pytest.raises(DataError, match=r"cannot be trained in bf16.*`auto`"):
+        accelerator_for(msgspec.structs.replace(OPTIONS, precision="bf16"))
 
 
 def test_one_process_is_the_first():
