@@ -144,7 +144,7 @@ class Demo:
 
     def _train(self) -> dict[str, Any]:
         """Train in a process of its own, which draws its progress here. Returns its summary."""
-        summary = self._child("train", ["train", "--json"], shown=True).answer()
+        summary = self._child("train", ["train", "--teachers", "0", "--json"], shown=True).answer()
         self._say(_release_line(summary))
         return summary
 
