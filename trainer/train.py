@@ -28,8 +28,9 @@ from trainer.fit_head import fit_head, score_windows
 from trainer.models import DEFAULT_PACKAGE, default_base
 from trainer.options import TrainOptions
 from trainer.progress import STAGES, Report, silent
-from trainer.release import Candidate, EncoderFiles, EncoderKept, active_announcement, kept_encoder, publish
+from trainer.release import Candidate, EncoderFiles, EncoderKept, kept_encoder, publish
 from xplat_stream.errors import ReleaseError
+from xplat_stream.kafka.consumer import active_announcement
 from xplat_stream.profile import TaxonomyRef
 from xplat_stream.serving.features import TextFeatures
 from xplat_stream.serving.releases import ENCODER, MODEL_FILE, TOKENIZER_FILE, Golden, ModelRepository

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from trainer.release import active_announcement
 from trainer.train import TrainOptions, train
 from xplat_stream import local
 from xplat_stream.demo.score import against_truth
 from xplat_stream.errors import DataError, ReleaseError
+from xplat_stream.event import UserId
+from xplat_stream.explain import explain
+from xplat_stream.kafka.consumer import active_announcement
 from xplat_stream.kafka.topics import create_topics
 from xplat_stream.population import Population
 from xplat_stream.serving import ModelRepository, TritonScorer
@@ -55,6 +57,12 @@ def test_too_little_data_is_said_before_anything_is_trained(own: Settings) -> No
     """An empty log is refused with how many events there are and how to get more."""
     with pytest.raises(DataError, match=r"xplat simulate"):
         train(own, QUICK)
+
+
+def test_nothing_is_explained_before_the_first_release(own: Settings) -> None:
+    """Where no release scores there is nothing to explain, and the line says how to change that."""
+    with pytest.raises(ReleaseError, match=r"no release is active.*xplat train"):
+        explain(own, UserId("anybody"))
 
 
 def test_a_repository_without_configuration_is_refused_first(own: Settings, tmp_path) -> None:
