@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from trainer.train import TrainOptions, train
+from tests.trainer.recording import PLATFORMS, odd_name, rows, write
+from trainer.study import Task
+from trainer.train import Recorded, TrainOptions, train
 from xplat_stream import local
 from xplat_stream.demo.score import against_truth
 from xplat_stream.errors import DataError, ReleaseError
 from xplat_stream.event import UserId
-from xplat_stream.explain import explain
+from xplat_stream.explain import Question, explain
 from xplat_stream.kafka.consumer import active_announcement
 from xplat_stream.kafka.topics import create_topics
 from xplat_stream.population import Population
+from xplat_stream.replay import replay
 from xplat_stream.serving import ModelRepository, TritonScorer
 from xplat_stream.settings import KafkaSettings, LocalSettings, ModelSettings, WorkerSettings
 from xplat_stream.simulate import simulate
@@ -104,6 +107,40 @@ def test_from_the_log_to_profiles_that_know_people(
     assert first.metrics["ndcg_at_10"] > first.metrics["popularity_ndcg_at_10"] + 0.1
     assert model > popularity + 0.2
     asyncio.run(_both_still_answer(own, [first.release, second.release]))
+
+
+def test_a_recorded_folder_becomes_a_release(own: Settings, start_worker: Callable[..., Worker], tmp_path) -> None:
+    """A folder of other platforms, string users and tags is trained on, published, announced, and scores.
+
+    The worker is told the recording's taxonomy; the run says how.
+    """
+    folder = write(tmp_path / "other-world", *rows())
+    before = active_announcement(own)
+    assert before is not None
+    options = msgspec.structs.replace(QUICK, head_only=True)
+
+    found = train(own, options, recorded=Recorded(folder, "tags", Task(min_label_users=5)))
+    manifest = ModelRepository(own.model.repository).manifest(found.release)
+    taxonomy = load_taxonomy(found.serve_with["XPLAT_MODEL__TAXONOMY"])
+    there = msgspec.structs.replace(
+        own,
+        model=msgspec.structs.replace(own.model, taxonomy=found.serve_with["XPLAT_MODEL__TAXONOMY"]),
+        worker=WorkerSettings(app="folder", datadir=str(tmp_path / "state")),
+    )
+    create_topics(there)
+    replay(there, folder)
+    worker = start_worker(there).ready()
+    assert wait_until_caught_up(there, timeout_s=90), worker.words()
+    told = explain(there, UserId(odd_name(0)), Question(interests=1))
+
+    assert (found.previous, manifest.encoder) == (before.release, before.encoder)
+    assert manifest.labels == taxonomy.ids()
+    assert manifest.platforms == PLATFORMS
+    assert float(found.serve_with["XPLAT_WINDOW__HORIZON_DAYS"]) > 390
+    assert found.excluded["items without a title"] > 0
+    assert found.metrics["ndcg_at_10"] > found.metrics["popularity_ndcg_at_10"]
+    assert worker.metrics.release == found.release
+    assert told.interests[0].id in manifest.labels
 
 
 async def _both_still_answer(settings: Settings, numbers: list[int]) -> None:

@@ -27,9 +27,7 @@ def everything(dataset):
     return [
         (user, cut, part.inputs.take(np.array([row])).trimmed(), target, end)
         for part in (dataset.train, dataset.tune, dataset.test)
-        for row, (user, cut, target, end) in enumerate(
-            zip(part.users, part.cuts, part.targets, part.ends, strict=True)
-        )
+        for row, (user, cut, target, end) in enumerate(zip(part.users, part.cuts, part.targets, part.ends, strict=True))
     ]
 
 

@@ -28,8 +28,6 @@ from xplat_stream.window import row_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    import pytest as _pytest
-
     from xplat_stream.taxonomy import Taxonomy
 
 FEW = settings(max_examples=30, deadline=None)
@@ -253,7 +251,7 @@ def test_a_longer_log_of_the_same_people_takes_no_more_memory(tmp_path, monkeypa
     assert left < 1_000_000
 
 
-def _small_shards(patch: _pytest.MonkeyPatch, shard: int = 5, at_once: int = 7) -> None:
+def _small_shards(patch: pytest.MonkeyPatch, shard: int = 5, at_once: int = 7) -> None:
     """Let a small log go the way of a large one."""
     patch.setattr("trainer.histories.EVENTS_A_SHARD", shard)
     patch.setattr("trainer.histories._AT_ONCE", at_once)
