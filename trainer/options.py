@@ -49,6 +49,9 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """A user with fewer events is skipped: there is no history before, or no period after, a cut."""
     validation_share: Annotated[float, Meta(gt=0, lt=0.9)] = 0.25
     """Share of the events, the newest ones, that validation cuts are taken from."""
+    max_examples: _Count = 200_000
+    """Training examples of all users together at the most, and as many for validation: spread evenly over what there
+    is, so that memory does not grow with the log. 200,000 windows of 128 events are 400 MB."""
     min_examples: _Count = 100
     """Fewer training examples than this are refused: the head would learn them by heart."""
 
