@@ -25,7 +25,6 @@ from trainer.options import TrainOptions
 from trainer.train import train_on
 from xplat_stream.errors import StackError
 from xplat_stream.population import Population
-from xplat_stream.serving.features import newest_events
 from xplat_stream.settings import Settings
 from xplat_stream.taxonomy import load_taxonomy
 from xplat_stream.window import WindowSpec
@@ -144,8 +143,8 @@ def _fused(log: Sequence[Event], options: TrainOptions, count: int) -> tuple[Dat
     chosen = np.random.default_rng(_SEED).choice(len(data.train), min(count, len(data.train)), replace=False)
     texts = []
     for row in chosen:
-        events = newest_events(data.train.windows[row], _TEXTS_OF_A_WINDOW)
-        known = [data.texts.row_of.get(event.text_hash, 0) for event in reversed(events)]
+        length = int(data.train.inputs.length[row])
+        known = data.train.inputs.text[row, max(0, length - _TEXTS_OF_A_WINDOW) : length][::-1].tolist()
         texts.append(" ; ".join(data.texts.texts[position - 1] for position in known if position))
     return data, texts, data.train.targets[chosen].astype(int).tolist()
 

@@ -20,6 +20,7 @@ from xplat_stream.errors import ReleaseError, TritonUnavailable, XplatError
 from xplat_stream.kafka.codec import ACTIVE_KEY, decode_announcement
 from xplat_stream.kafka.log import latest_value
 from xplat_stream.kafka.topics import MODELS
+from xplat_stream.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,12 +70,12 @@ class ReleaseSwitch:
         """Take up the release that is active now, if there is one.
 
         Where the model server does not have it, profiles are degraded until it does. Raises `ReleaseError` when the
-        release's own files are not as its manifest says.
+        release's own files are not as its manifest says, or its labels are not this worker's.
         """
         value = await asyncio.to_thread(latest_value, self._settings, MODELS, 0, ACTIVE_KEY)
         if value is None:
             return
-        release = await asyncio.to_thread(self._repository.load, _announced(value).release)
+        release = await asyncio.to_thread(self._load, _announced(value).release)
         if not await self._scorer.is_ready(release):
             log.warning(
                 "profiles are degraded until %s has loaded release %d", self._settings.triton.url, release.number
@@ -126,7 +127,7 @@ class ReleaseSwitch:
 
     async def _take_up(self, announcement: Announcement) -> None:
         started = time.monotonic()
-        release = await asyncio.to_thread(self._repository.load, announcement.release)
+        release = await asyncio.to_thread(self._load, announcement.release)
         await self._scorer.require_ready()
         if not await self._scorer.is_ready(release):
             raise ReleaseError(
@@ -142,6 +143,20 @@ class ReleaseSwitch:
         if before is not None:
             self._vectors.forget_encoders({before.encoder, release.encoder})
         log.info("scoring with release %d after %.1f s", release.number, time.monotonic() - started)
+
+    def _load(self, number: int) -> Release:
+        """Return a release whose scores this worker can name. Raises `ReleaseError`."""
+        release = self._repository.load(number)
+        taxonomy = load_taxonomy(self._settings.model.taxonomy)
+        if release.manifest.labels != taxonomy.ids():
+            theirs = release.manifest.taxonomy
+            raise ReleaseError(
+                f"release {number} scores {len(release.manifest.labels)} labels of {theirs.name} {theirs.version}",
+                where=self._settings.model.taxonomy or "the shipped taxonomy",
+                expected=f"the {len(taxonomy)} labels of {taxonomy.name} {taxonomy.version}, in its order",
+                fix="Set XPLAT_MODEL__TAXONOMY to the file that the training run printed.",
+            )
+        return release
 
     def _use(self, release: Release) -> None:
         self._pipeline.release = release

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from xplat_stream.serving.features import HeadInputs, head_inputs
+from xplat_stream.serving.features import EVENT_BUCKETS, HeadInputs, head_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +37,14 @@ class Compact(NamedTuple):
     def take(self, rows: NDArray[np.int64]) -> Compact:
         """Return some of the windows."""
         return Compact(self.text[rows], self.platform[rows], self.action[rows], self.age[rows], self.length[rows])
+
+    def trimmed(self) -> Compact:
+        """Return the windows without the columns that none of them fills."""
+        longest = max(1, int(self.length.max(initial=1)))
+        length = next((bucket for bucket in EVENT_BUCKETS if bucket >= longest), longest)
+        return Compact(
+            self.text[:, :length], self.platform[:, :length], self.action[:, :length], self.age[:, :length], self.length
+        )
 
     def every(self, step: int) -> Compact:
         """Return every so manyth window."""

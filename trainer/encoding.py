@@ -11,9 +11,10 @@ from trainer.compact import vector_table
 from trainer.export import encode_texts, export_encoder
 from trainer.fit import Hints, fit_encoder, following_pairs
 from trainer.models import DEFAULT_PACKAGE, default_base
-from trainer.release import EncoderFiles, EncoderKept, active_announcement, kept_encoder
+from trainer.release import EncoderFiles, EncoderKept, kept_encoder
 from trainer.weak import label_texts
 from xplat_stream.errors import ReleaseError
+from xplat_stream.kafka.consumer import active_announcement
 from xplat_stream.serving.features import TextFeatures
 from xplat_stream.serving.releases import ENCODER, MODEL_FILE, TOKENIZER_FILE, ModelRepository
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from trainer.options import TrainOptions
     from trainer.progress import Report
     from xplat_stream.settings import Settings
-    from xplat_stream.taxonomy import Taxonomy
 
 
 class ReadyEncoder(NamedTuple):
@@ -65,14 +65,12 @@ class FreshEncoder(NamedTuple):
         return ReadyEncoder(graph, self.features, files, options.width, options.max_tokens, base)
 
 
-def fine_tuned(
-    data: Dataset, options: TrainOptions, report: Report, *, taxonomy: Taxonomy, checkpoint: Checkpoint
-) -> FreshEncoder:
+def fine_tuned(data: Dataset, options: TrainOptions, report: Report, *, checkpoint: Checkpoint) -> FreshEncoder:
     """Fine-tune an encoder on the texts of a log. Raises `DataError`."""
     base = options.base or default_base()
     hints = Hints(
-        following_pairs(data.train, data.texts) if options.contrast else Hints().following,
-        label_texts(taxonomy) if options.weak_labels else (),
+        following_pairs(data.train) if options.contrast else Hints().following,
+        label_texts(data.taxonomy) if options.weak_labels else (),
     )
     encoder, raw_tokenizer = fit_encoder(data.texts, options, base, report, hints=hints, checkpoint=checkpoint)
     tokenizer = Tokenizer.from_str(raw_tokenizer.decode())

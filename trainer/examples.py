@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
-from xplat_stream.window import BehaviorWindow, Row, WindowSpec, occurred_at
+from trainer.compact import Compact, compact
+from xplat_stream.window import BehaviorWindow, Row, WindowSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
+    from trainer.histories import History
+    from trainer.texts import TextTable
     from xplat_stream.event import UserId
 
-_NEXT_TEXTS = 4
+NEXT_TEXTS = 4
+_WINDOWS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class Examples:
 
     users: list[UserId]
     cuts: NDArray[np.int64]  # (examples,), milliseconds; the window holds nothing after it
-    windows: list[BehaviorWindow]
+    inputs: Compact  # the windows
     targets: NDArray[np.float32]  # (examples, labels), 1 = touched in the period after the cut
     next_texts: NDArray[np.int32]  # (examples, 4), text indices of the first texts touched then; 0 = none
     weights: NDArray[np.float32]  # (examples,), cuts^-1/2 of the user: many cuts of one user are not many users
@@ -35,33 +39,46 @@ class Examples:
     def __len__(self) -> int:
         return len(self.users)
 
-    @classmethod
-    def join(cls, parts: Iterable[Examples], labels: int) -> Examples:
-        """Put the examples of several users together."""
-        filled = [part for part in parts if part.users]
-        if not filled:
-            return cls(
-                [],
-                np.zeros(0, np.int64),
-                [],
-                np.zeros((0, labels), np.float32),
-                np.zeros((0, _NEXT_TEXTS), np.int32),
-                np.zeros(0, np.float32),
-                np.zeros(0, np.int64),
-            )
-        return cls(
-            [user for part in filled for user in part.users],
-            np.concatenate([part.cuts for part in filled]),
-            [window for part in filled for window in part.windows],
-            np.concatenate([part.targets for part in filled]),
-            np.concatenate([part.next_texts for part in filled]),
-            np.concatenate([part.weights for part in filled]),
-            np.concatenate([part.ends for part in filled]),
+    def take(self, rows: NDArray[np.int64]) -> Self:
+        """Return some of the examples."""
+        return replace(
+            self,
+            users=[self.users[row] for row in rows.tolist()],
+            cuts=self.cuts[rows],
+            inputs=self.inputs.take(rows).trimmed(),
+            targets=self.targets[rows],
+            next_texts=self.next_texts[rows],
+            weights=self.weights[rows],
+            ends=self.ends[rows],
         )
 
 
+class Windows:
+    """Windows on their way to head inputs: a few thousand are held, the rest is compact already."""
+
+    def __init__(self, texts: TextTable, platforms: Sequence[str], max_events: int) -> None:
+        self._texts, self._platforms, self._max_events = texts, platforms, max_events
+        self._waiting: list[BehaviorWindow] = []
+        self._parts: list[Compact] = []
+
+    def add(self, window: BehaviorWindow) -> None:
+        """Take one more."""
+        self._waiting.append(window)
+        if len(self._waiting) == _WINDOWS_AT_ONCE:
+            self._compact()
+
+    def _compact(self) -> None:
+        self._parts.append(compact(self._waiting, self._texts, platforms=self._platforms, max_events=self._max_events))
+        self._waiting = []
+
+    def inputs(self) -> Compact:
+        """Return all that were added, in order, padded to the longest."""
+        self._compact()
+        return Compact.join(self._parts)
+
+
 class Trail(NamedTuple):
-    """One user's distinct events in order of time."""
+    """One user's distinct events in order of time, as lists: a loop over them reads single ones."""
 
     user_id: UserId
     platforms: list[str]
@@ -73,16 +90,15 @@ class Trail(NamedTuple):
     """Index in the `TextTable`, 0 for the empty text."""
 
     @classmethod
-    def of(cls, user_id: UserId, found: Mapping[Row, tuple[str, int, int]]) -> Self:
-        """Order `row → (platform, label bits, text index)`."""
-        rows = sorted(found)
+    def of(cls, history: History, platforms: Sequence[str]) -> Self:
+        """Return a history with its platforms by name."""
         return cls(
-            user_id,
-            [found[row][0] for row in rows],
-            rows,
-            [occurred_at(row) for row in rows],
-            [found[row][1] for row in rows],
-            [found[row][2] for row in rows],
+            history.user_id,
+            [platforms[one] for one in history.platform.tolist()],
+            history.rows,
+            history.time.tolist(),
+            history.mask,
+            history.text.tolist(),
         )
 
     def next_masks(
@@ -110,17 +126,16 @@ class Trail(NamedTuple):
         return found
 
 
-def examples_of(  # noqa: PLR0913 - the window's law and the target's, spelled out
-    trail: Trail,
-    spec: WindowSpec,
-    label_events: int,
-    period_ms: int,
-    *,
-    range_ms: tuple[int, int],
-    most: int,
-    labels: int,
-) -> Examples:
-    """Cut one user's history at up to `most` events inside `range_ms` (both ends included), evenly spread.
+class Cut(NamedTuple):
+    """Where a trail is cut: after the event at `position`; its target ends before the one at `stop`."""
+
+    position: int
+    mask: int
+    stop: int
+
+
+def cuts_of(trail: Trail, label_events: int, period_ms: int, *, range_ms: tuple[int, int], most: int) -> list[Cut]:
+    """Choose up to `most` events of one user inside `range_ms` (both ends included) to cut at, evenly spread.
 
     Neither a cut nor a period reaches outside the range; the window reaches back before it.
     """
@@ -132,32 +147,57 @@ def examples_of(  # noqa: PLR0913 - the window's law and the target's, spelled o
         if position + 1 < len(trail.times) and trail.times[position + 1] > trail.times[position]
     ]
     targets = trail.next_masks(inside, label_events, period_ms, limit=limit)
-    chosen = _spread(sorted(targets), most)
-    if not chosen:
-        return Examples.join([], labels)
-    window, done, windows = BehaviorWindow(spec), 0, []
-    texts = np.zeros((len(chosen), _NEXT_TEXTS), np.int32)
-    hot = np.zeros((len(chosen), labels), np.float32)
-    for row, position in enumerate(chosen):
-        window = window.fold(zip(trail.platforms[done : position + 1], trail.rows[done : position + 1], strict=True))
-        done = position + 1
-        windows.append(window)
-        mask, stop = targets[position]
-        hot[row, bit_positions(mask)] = 1
-        following = [trail.texts[later] for later in range(done, stop) if trail.texts[later]][:_NEXT_TEXTS]
-        texts[row, : len(following)] = following
-    return Examples(
-        [trail.user_id] * len(chosen),
-        np.array([trail.times[position] for position in chosen], np.int64),
-        windows,
-        hot,
-        texts,
-        np.full(len(chosen), len(chosen) ** -0.5, np.float32),
-        np.array([trail.times[targets[position][1] - 1] for position in chosen], np.int64),
-    )
+    return [Cut(position, *targets[position]) for position in spread(sorted(targets), most)]
 
 
-def _spread(positions: Sequence[int], most: int) -> list[int]:
+class ExampleWriter:
+    """Collects the examples of one user after the other; windows become head inputs on the way."""
+
+    def __init__(self, spec: WindowSpec, windows: Windows, *, labels: int) -> None:
+        self._spec, self._windows, self._labels = spec, windows, labels
+        self._users: list[UserId] = []
+        self._cuts: list[int] = []
+        self._masks: list[int] = []
+        self._next: list[list[int]] = []
+        self._weights: list[float] = []
+        self._ends: list[int] = []
+
+    def add(self, trail: Trail, cuts: Sequence[Cut]) -> None:
+        """Take in the examples of one user, cut in order of time."""
+        window, done = BehaviorWindow(self._spec), 0
+        for cut in cuts:
+            through = cut.position + 1
+            window = window.fold(zip(trail.platforms[done:through], trail.rows[done:through], strict=True))
+            done = through
+            self._windows.add(window)
+            self._users.append(trail.user_id)
+            self._cuts.append(trail.times[cut.position])
+            self._masks.append(cut.mask)
+            self._next.append(
+                [trail.texts[later] for later in range(done, cut.stop) if trail.texts[later]][:NEXT_TEXTS]
+            )
+            self._weights.append(len(cuts) ** -0.5)
+            self._ends.append(trail.times[cut.stop - 1])
+
+    def examples(self) -> Examples:
+        """Return everything added."""
+        targets = np.zeros((len(self._users), self._labels), np.float32)
+        following = np.zeros((len(self._users), NEXT_TEXTS), np.int32)
+        for row, (mask, texts) in enumerate(zip(self._masks, self._next, strict=True)):
+            targets[row, bit_positions(mask)] = 1
+            following[row, : len(texts)] = texts
+        return Examples(
+            self._users,
+            np.array(self._cuts, np.int64),
+            self._windows.inputs(),
+            targets,
+            following,
+            np.array(self._weights, np.float32),
+            np.array(self._ends, np.int64),
+        )
+
+
+def spread(positions: Sequence[int], most: int) -> list[int]:
     """Return `most` of the positions, the first and the last among them."""
     if len(positions) <= most:
         return list(positions)

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
     _Content = tuple[str, str, str, bytes, str, int]
 
-REPEATED: Final = "events left out: the same once more"
-FUTURE: Final = "events left out: dated in the future"
+REPEATED: Final = "repeated events"
+FUTURE: Final = "events dated in the future"
 CONFLICTS: Final = "event ids with two contents, both kept as the window law has it"
-LONG_TEXTS: Final = f"items whose title is read to {MAX_TEXT_CHARS} characters"
+LONG_TEXTS: Final = f"titles cut to {MAX_TEXT_CHARS} characters"
 
 
 def usable(events: Iterable[Event], now: Millis, *, by_content: bool) -> tuple[list[Event], dict[str, int]]:

@@ -33,7 +33,7 @@ from trainer.progress import silent
 from trainer.schedule import Patience, schedule, seeded, step_generator
 from trainer.weak import WeakLabels, mean_vectors, weak_labels
 from xplat_stream.errors import DataError
-from xplat_stream.serving.features import TextFeatures, newest_events
+from xplat_stream.serving.features import TextFeatures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -72,12 +72,11 @@ class Hints(NamedTuple):
     """What each label is called, in taxonomy order; for `weak_labels`."""
 
 
-def following_pairs(examples: Examples, texts: TextTable) -> NDArray[np.int32]:
+def following_pairs(examples: Examples) -> NDArray[np.int32]:
     """Return (pairs, 2): the text of a window's newest event, and the first text touched after the window."""
-    newest = [newest_events(window, 1)[0].text_hash for window in examples.windows]
-    pairs: NDArray[np.int32] = np.array(
-        [[texts.row_of.get(text_hash, 0) for text_hash in newest], examples.next_texts[:, 0]], np.int32
-    ).T
+    inputs = examples.inputs
+    newest = inputs.text[np.arange(len(examples)), np.maximum(inputs.length - 1, 0)]
+    pairs: NDArray[np.int32] = np.stack([newest, examples.next_texts[:, 0]], axis=1)
     known: NDArray[np.int32] = pairs[(pairs > 0).all(axis=1)]
     return known
 

@@ -86,9 +86,11 @@ class LabelledWindows:
         return cls(cuts.inputs, cuts.targets, cuts.next_texts, cuts.weights, _last(cuts.user))
 
     @classmethod
-    def of_examples(cls, examples: Examples, inputs: Compact) -> LabelledWindows:
-        """Take them from a log, with their windows in compact form."""
-        return cls(inputs, examples.targets, examples.next_texts, examples.weights, _last(np.array(examples.users)))
+    def of_examples(cls, examples: Examples) -> LabelledWindows:
+        """Take them from a log, as a release is trained on it."""
+        return cls(
+            examples.inputs, examples.targets, examples.next_texts, examples.weights, _last(np.array(examples.users))
+        )
 
     def __len__(self) -> int:
         return len(self.targets)

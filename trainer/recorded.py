@@ -3,26 +3,31 @@
 The format is `xplat_stream.replay`'s. Its labels are made from the items' own classification, as asked for:
 ``categories:2-3`` joins the second and third part of an item's category path, ``tags`` takes every tag as a label.
 The events are the ones `xplat replay` would publish, each with its labels added as content ids, so that a folder and
-a topic go through the same code from there on.
+a topic go through the same code from there on. They are read from the files whenever they are asked for: a recording
+may be larger than memory, its items may not.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from trainer.exclusions import FUTURE, LONG_TEXTS
 from xplat_stream.errors import DataError
-from xplat_stream.replay import Recording, read_recording
+from xplat_stream.event import CLOCK_TOLERANCE_MS, MAX_ID_CHARS, MAX_TEXT_CHARS
+from xplat_stream.replay import open_recording
 from xplat_stream.taxonomy import Label, Taxonomy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from xplat_stream.event import Event, Object
+    from xplat_stream.replay import RecordedFolder
 
 _VENDOR_CATTAX: Final = 500
 _RULE: Final = re.compile(r"tags|categories:([1-9])(?:-([1-9]))?")
@@ -63,15 +68,30 @@ class LabelRule(NamedTuple):
 
 
 class LabelledRecording(NamedTuple):
-    """A recording, and the taxonomy its own items make."""
+    """A recording, and the taxonomy its own items make. Its events stay on disk."""
 
-    recording: Recording
+    recording: RecordedFolder
     taxonomy: Taxonomy
     platforms: tuple[str, ...]
+    lines: int
+    """Events in it, those that are excluded not counted."""
+    excluded: dict[str, int]
+    """What does not count → how often."""
+    noted: dict[str, int]
+    """What counts all the same, and should be known → how often."""
+    latest_ms: int
+    """An event dated later than this is excluded: a worker would reject it."""
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.recording.name
 
     def events(self) -> Iterator[Event]:
-        """Yield its events in time order."""
-        return self.recording.events()
+        """Yield its events in the order of the file, read anew each time."""
+        for line in self.recording.lines():
+            if line.occurred_at <= self.latest_ms:
+                yield self.recording.event_of(line)
 
 
 def slug(name: str) -> str:
@@ -82,40 +102,100 @@ def slug(name: str) -> str:
 def read_labelled(folder: Path, rule: LabelRule, *, min_users: int) -> LabelledRecording:
     """Read a recording and make a taxonomy of every label that `min_users` users or more have touched.
 
-    Raises `DataError`: as `read_recording`, and where no label is left.
+    The items are held in memory, the events are not. Raises `DataError`: as `open_recording`, for a bad line, where
+    there is no event to count, and where no two labels are left.
     """
-    recording = read_recording(folder)
-    if not recording.lines:
+    recording = open_recording(folder)
+    latest_ms = time.time_ns() // 1_000_000 + CLOCK_TOLERANCE_MS
+    named = {key: _label_names(rule, item) for key, item in recording.items.items()}
+    seen = _seen(recording, named, min_users, latest_ms)
+    if not seen.lines:
         raise DataError(
-            "the recording holds no events",
+            f"the recording holds no events ({seen.future} dated in the future)",
             where=str(folder),
             expected="events of several users",
-            fix="Name another folder.",
+            fix="Name another folder, or correct its times: Unix seconds.",
         )
-    named = {key: rule.names(item) for key, item in recording.items.items()}
-    users: dict[str, set[str]] = defaultdict(set)
-    for line in recording.lines:
-        for name in named.get((line.platform, line.item), ()):
-            users[name].add(line.user)
-    kept = sorted(name for name, touched in users.items() if len(touched) >= min_users and slug(name))
-    if len({slug(name) for name in kept}) < 2:  # noqa: PLR2004 - of one label there is nothing to tell apart
+    kept = sorted(name for name, touched in seen.users.items() if len(touched) >= min_users and slug(name))
+    slugs: dict[str, str] = {}
+    for name in kept:
+        slugs.setdefault(slug(name), name)
+    if len(slugs) < 2:  # noqa: PLR2004 - of one label there is nothing to tell apart
         raise DataError(
-            f"{len(kept)} labels with {min_users} users or more, of {len(users)} that its items name",
+            f"{len(slugs)} labels with {min_users} users or more, of {len(seen.users)} that its items name",
             where=str(folder),
             expected="two labels or more",
             fix="Correct --labels, or lower --min-label-users.",
         )
-    slugs: dict[str, str] = {}
-    for name in kept:
-        slugs.setdefault(slug(name), name)
     taxonomy = Taxonomy(
         recording.name,
         "1",
         _VENDOR_CATTAX,
         tuple(Label(one, one, name.replace("/", " / "), (one,)) for one, name in slugs.items()),
     )
-    for key, names in named.items():
-        ids = tuple(sorted({slug(name) for name in names} & slugs.keys()))
-        if ids:
-            recording.items[key] = msgspec.structs.replace(recording.items[key], iab=ids)
-    return LabelledRecording(recording, taxonomy, recording.platforms)
+    noted = _described(recording, {key: {slug(name) for name in names} & slugs.keys() for key, names in named.items()})
+    excluded = {
+        FUTURE: seen.future,
+        "items described again": recording.described_again,
+        "labels of too few users in the recording": len(seen.users) - len(kept),
+    }
+    return LabelledRecording(
+        recording,
+        taxonomy,
+        tuple(sorted(seen.platforms)),
+        seen.lines,
+        excluded,
+        {**noted, "events of items nobody described": seen.undescribed},
+        latest_ms,
+    )
+
+
+def _label_names(rule: LabelRule, item: Object) -> tuple[str, ...]:
+    """Return the labels an item names; a name longer than an id may be is none."""
+    return tuple(name for name in rule.names(item) if len(name) <= MAX_ID_CHARS)
+
+
+class _Seen(NamedTuple):
+    """What one pass over the lines found."""
+
+    users: dict[str, set[str]]
+    """Label name → users who touched it, as many as are asked for at the most."""
+    platforms: set[str]
+    lines: int
+    future: int
+    undescribed: int
+
+
+def _seen(
+    recording: RecordedFolder, named: Mapping[tuple[str, str], tuple[str, ...]], min_users: int, latest_ms: int
+) -> _Seen:
+    users: dict[str, set[str]] = defaultdict(set)
+    platforms: set[str] = set()
+    lines = future = undescribed = 0
+    for line in recording.lines():
+        if line.occurred_at > latest_ms:
+            future += 1
+            continue
+        lines += 1
+        platforms.add(line.platform)
+        names = named.get((line.platform, line.item))
+        undescribed += names is None
+        for name in names or ():
+            touched = users[name]
+            if len(touched) < min_users:
+                touched.add(line.user)
+    return _Seen(users, platforms, lines, future, undescribed)
+
+
+def _described(recording: RecordedFolder, labels: Mapping[tuple[str, str], set[str]]) -> dict[str, int]:
+    """Write the labels into the items, cut what nobody reads of long titles, and count what items lack."""
+    items = recording.items
+    noted = {"items without a title": 0, LONG_TEXTS: 0, "items without a label": 0}
+    for key, item in items.items():
+        noted["items without a title"] += not item.title
+        noted[LONG_TEXTS] += len(item.title) > MAX_TEXT_CHARS
+        noted["items without a label"] += not labels[key]
+        ids = tuple(sorted(labels[key]))
+        if ids or len(item.title) > MAX_TEXT_CHARS:
+            items[key] = msgspec.structs.replace(item, title=item.title[:MAX_TEXT_CHARS], iab=ids)
+    return noted

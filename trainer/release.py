@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from xplat_stream.errors import XplatError
-from xplat_stream.kafka.codec import ACTIVE_KEY, Announcement, decode_announcement, encode_announcement
-from xplat_stream.kafka.log import latest_value
+from xplat_stream.kafka.codec import ACTIVE_KEY, Announcement, encode_announcement
+from xplat_stream.kafka.consumer import active_announcement
 from xplat_stream.kafka.producer import EventProducer
 from xplat_stream.kafka.topics import MODELS
 from xplat_stream.serving.releases import (
@@ -73,12 +73,6 @@ class Published(NamedTuple):
 
     release: int
     previous: int
-
-
-def active_announcement(settings: Settings) -> Announcement | None:
-    """Return which release is active, None before the first. Raises `KafkaUnavailable`."""
-    value = latest_value(settings, MODELS, 0, ACTIVE_KEY)
-    return decode_announcement(value) if value else None
 
 
 def kept_encoder(manifest: Manifest) -> EncoderKept:

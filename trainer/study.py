@@ -15,28 +15,44 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import numpy as np
 
-from trainer.compact import Compact, compact
-from trainer.examples import bit_positions
-from trainer.texts import TextTable
+from trainer.compact import compact
+from trainer.examples import NEXT_TEXTS, Windows, bit_positions, spread
+from trainer.histories import Histories, History, Log, gather
 from xplat_stream.errors import DataError
-from xplat_stream.event import NEGATIVE_ACTIONS, UserId, hash_text, item_text
 from xplat_stream.taxonomy import Taxonomy
-from xplat_stream.window import BehaviorWindow, Row, WindowSpec, row_of
+from xplat_stream.window import BehaviorWindow, WindowSpec
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from numpy.typing import NDArray
 
+    from trainer.compact import Compact
+    from trainer.texts import TextTable
     from xplat_stream.event import Event
+
+__all__ = [
+    "A_ONLY",
+    "B_ONLY",
+    "EVERYTHING",
+    "FOLDS",
+    "NEXT_TEXTS",
+    "Cuts",
+    "History",
+    "Study",
+    "Task",
+    "build_study",
+    "cut_study",
+    "earlier",
+    "fold_of",
+    "target_platforms",
+]
 
 A_ONLY: Final = "A only"
 B_ONLY: Final = "B only"
 EVERYTHING: Final = "A+B"
 """The views of a window: the source platforms, the target platforms, all there are."""
 
-NEXT_TEXTS: Final = 4
-_WINDOWS_AT_ONCE: Final = 2048
 _MAX_EVENTS: Final = 256
 _LAST_CUT_WEIGHT: Final = 3.0
 """The last cut of a training user is the kind of moment that is evaluated."""
@@ -58,19 +74,8 @@ class Task:
     """Evaluated users whose target names a label; a label of fewer is left out."""
     max_cuts: int = 64
     """Cuts of a user at the most."""
-
-
-class History(NamedTuple):
-    """One user's distinct events, in order of time."""
-
-    user_id: UserId
-    rows: list[Row]
-    platform: NDArray[np.int32]  # (events,), index in Study.platforms
-    item: NDArray[np.int32]  # (events,), index in Study.items
-    text: NDArray[np.int32]  # (events,), index in the TextTable, 0 = no text
-    time: NDArray[np.int64]  # (events,), milliseconds
-    mask: list[int]
-    """Labels the item names, as bits in taxonomy order; 0 for a negative action."""
+    max_examples: int = 200_000
+    """Cuts of all users at the most, spread evenly; the last cut of a user is always kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,7 @@ class Study(NamedTuple):
     items: list[tuple[str, str]]
     """(platform, item id), the most used first."""
     texts: TextTable
-    histories: list[History]
+    histories: Histories
     train: Cuts
     """Of every user with a target, all cuts, the last included."""
     test: Cuts
@@ -157,62 +162,80 @@ def build_study(name: str, events: Iterable[Event], taxonomy: Taxonomy, spec: Wi
 
     Raises `DataError` when there is too little to evaluate on, saying what there is.
     """
-    events = list(events)
-    platforms = tuple(sorted({event.platform for event in events}))
-    for option, named in (("--target", task.target), ("--source", task.source)):
-        unknown = sorted(set(named) - set(platforms))
-        if unknown:
-            raise DataError(
-                f"no event of the platform {', '.join(unknown)}",
-                where=name,
-                expected=f"one of {', '.join(platforms) or '(the log is empty)'}",
-                fix=f"Correct {option}.",
-            )
-    texts = TextTable.of(events, taxonomy)
-    items, histories = _histories(events, taxonomy, texts, platforms)
-    excluded = {"repeated events": len(events) - sum(len(history.rows) for history in histories)}
-    del events
-    target, source = _sides(task, platforms)
-    drafts = [_cuts_of(user, history, task, target, source) for user, history in enumerate(histories)]
-    evaluated = [draft[-1] for draft in drafts if draft and draft[-1].evaluated]
-    excluded["users not evaluated"] = len(histories) - len(evaluated)
-    support = np.zeros(len(taxonomy), np.int64)
-    for cut in evaluated:
-        support[bit_positions(cut.mask)] += 1
+    return cut_study(gather(name, events, taxonomy), spec, task)
+
+
+def cut_study(log: Log, spec: WindowSpec, task: Task, *, max_events: int = _MAX_EVENTS) -> Study:
+    """Cut every user's history, one after the other. Raises as `build_study`.
+
+    `max_events`: newest events of a window that are kept. What is held grows with the cuts, of which there are
+    `task.max_examples` at the most (a user's last one comes on top), and with the distinct texts; not with the events.
+    """
+    _check_platforms(log, task)
+    sides = _sides(task, log.platforms)
+    support = np.zeros(len(log.taxonomy), np.int64)
+    evaluated = found = 0
+    for user, history in enumerate(log.histories):
+        drafts = _cuts_of(user, history, task, *sides)
+        found += len(drafts)
+        if drafts and drafts[-1].evaluated:
+            evaluated += 1
+            support[bit_positions(drafts[-1].mask)] += 1
     kept = np.flatnonzero(support >= task.min_label_users)
-    excluded["labels of too few users"] = len(taxonomy) - len(kept)
-    users = len({cut.user for cut in evaluated})
-    if len(kept) < 2 or users < FOLDS * 2:  # noqa: PLR2004 - of one label there is nothing to tell apart
+    if len(kept) < 2 or evaluated < FOLDS * 2:  # noqa: PLR2004 - of one label there is nothing to tell apart
         raise DataError(
-            f"too little to evaluate: {users} users and {len(kept)} labels of {task.min_label_users} users or more",
-            where=name,
+            f"too little to evaluate: {evaluated} users and {len(kept)} labels of {task.min_label_users} users or more",
+            where=log.name,
             expected=f"{FOLDS * 2} users with {task.label_events} labelled events after {task.min_history} others, "
             "and two labels",
             fix="Name more data, another --target, or lower --min-label-users.",
         )
-    taxonomy = Taxonomy(taxonomy.name, taxonomy.version, taxonomy.cattax, tuple(taxonomy.labels[one] for one in kept))
     # Only labels that are evaluated are trained on, and a cut that names none of them says nothing.
-    texts = texts._replace(
-        own=texts.own[:, kept], own_known=texts.own[:, kept].any(axis=1), next_labels=texts.next_labels[:, kept]
+    texts = log.texts._replace(
+        own=log.texts.own[:, kept],
+        own_known=log.texts.own[:, kept].any(axis=1),
+        next_labels=log.texts.next_labels[:, kept],
     )
-    chosen = [cut for draft in drafts for cut in draft]
-    every = _fold_windows(chosen, histories, texts, platforms, spec, kept)
-    named = every.targets.any(axis=1)
-    is_test = np.array([cut.evaluated for cut in chosen])
+    writer = _CutWriter(spec, Windows(texts, log.platforms, max_events), log.platforms, kept)
+    step, number = max(1, -(-found // task.max_examples)), 0
+    for user, history in enumerate(log.histories):
+        drafts = _cuts_of(user, history, task, *sides)
+        # The last one is what is evaluated: every other is one of many.
+        chosen = [cut for at, cut in enumerate(drafts, number) if at % step == 0 or cut is drafts[-1]]
+        number += len(drafts)
+        writer.add(history, chosen)
+    every = writer.cuts()
+    taxonomy = log.taxonomy
     return Study(
-        name,
+        log.name,
         task,
-        taxonomy,
-        platforms,
-        items,
+        Taxonomy(taxonomy.name, taxonomy.version, taxonomy.cattax, tuple(taxonomy.labels[one] for one in kept)),
+        log.platforms,
+        log.items,
         texts,
-        [_relabelled(history, kept) for history in histories],
-        every.take(np.flatnonzero(named)),
-        every.take(np.flatnonzero(named & is_test)),
-        np.array([fold_of(history.user_id) for history in histories], np.int64),
-        excluded,
+        log.histories.relabelled(kept),
+        every,
+        every.take(np.flatnonzero(writer.is_test)),
+        np.array([fold_of(user_id) for user_id in log.histories.users], np.int64),
+        {
+            **log.excluded,
+            "users not evaluated": len(log.histories) - evaluated,
+            "labels of too few users": len(taxonomy) - len(kept),
+        },
         spec,
     )
+
+
+def _check_platforms(log: Log, task: Task) -> None:
+    for option, named in (("--target", task.target), ("--source", task.source)):
+        unknown = sorted(set(named) - set(log.platforms))
+        if unknown:
+            raise DataError(
+                f"no event of the platform {', '.join(unknown)}",
+                where=log.name,
+                expected=f"one of {', '.join(log.platforms) or '(the log is empty)'}",
+                fix=f"Correct {option}.",
+            )
 
 
 def earlier(study: Study, cuts: Cuts, before: NDArray[np.int64]) -> Cuts:
@@ -235,47 +258,6 @@ class _Draft(NamedTuple):
     next_texts: list[int]
     weight: float
     evaluated: bool
-
-
-def _histories(
-    events: Sequence[Event], taxonomy: Taxonomy, texts: TextTable, platforms: tuple[str, ...]
-) -> tuple[list[tuple[str, str]], list[History]]:
-    bit = {label: 1 << index for index, label in enumerate(taxonomy.ids())}
-    uses: dict[tuple[str, str], int] = {}
-    for event in events:
-        key = (event.platform, event.object.id)
-        uses[key] = uses.get(key, 0) + 1
-    items = sorted(uses, key=lambda key: (-uses[key], key))
-    item_of = {key: position for position, key in enumerate(items)}
-    platform_of = {platform: position for position, platform in enumerate(platforms)}
-    by_user: dict[UserId, dict[Row, tuple[int, int, int, int]]] = {}
-    for event in events:
-        text_hash = hash_text(item_text(event.object))
-        mask = 0
-        if event.action not in NEGATIVE_ACTIONS:
-            for label in taxonomy.label_ids(iab=event.object.iab, categories=event.object.categories):
-                mask |= bit[label]
-        by_user.setdefault(event.user_id, {})[row_of(event, text_hash)] = (
-            platform_of[event.platform],
-            item_of[event.platform, event.object.id],
-            texts.row_of.get(text_hash, 0),
-            mask,
-        )
-    histories = []
-    for user_id in sorted(by_user):
-        found = by_user[user_id]
-        rows = sorted(found)
-        columns = np.array([found[row][:3] for row in rows], np.int32).reshape(-1, 3)
-        times = np.array([int.from_bytes(row[:8], "big") for row in rows], np.int64)
-        histories.append(
-            History(user_id, rows, columns[:, 0], columns[:, 1], columns[:, 2], times, [found[row][3] for row in rows])
-        )
-    return items, histories
-
-
-def _relabelled(history: History, kept: NDArray[np.int64]) -> History:
-    moved = {1 << int(old): 1 << new for new, old in enumerate(kept)}
-    return history._replace(mask=[sum(new for old, new in moved.items() if mask & old) for mask in history.mask])
 
 
 def _sides(task: Task, platforms: tuple[str, ...]) -> tuple[set[int], set[int]]:
@@ -306,49 +288,51 @@ def _cuts_of(user: int, history: History, task: Task, target: set[int], source: 
         known = int(np.isin(history.platform[:before], sorted(source)).sum())
         evaluated = index == last and known >= task.min_history
         drafts[before] = _Draft(user, before, times[position], mask, texts, 1.0, evaluated)
-    chosen = [drafts[before] for before in sorted(drafts)]
-    if len(chosen) > task.max_cuts:
-        steps = np.linspace(0, len(chosen) - 1, task.max_cuts).round().astype(int)
-        chosen = [chosen[step] for step in sorted(set(steps.tolist()))]
+    chosen = [drafts[before] for before in spread(sorted(drafts), task.max_cuts)]
     weight = len(chosen) ** -0.5 if chosen else 1.0
     return [cut._replace(weight=weight * (_LAST_CUT_WEIGHT if cut is chosen[-1] else 1.0)) for cut in chosen]
 
 
-def _fold_windows(
-    drafts: Sequence[_Draft],
-    histories: Sequence[History],
-    texts: TextTable,
-    platforms: tuple[str, ...],
-    spec: WindowSpec,
-    kept: NDArray[np.int64],
-) -> Cuts:
-    parts: list[Compact] = []
-    windows: list[BehaviorWindow] = []
-    window, user, done = BehaviorWindow(spec), -1, 0
-    for cut in drafts:
-        history = histories[cut.user]
-        if cut.user != user:
-            window, user, done = BehaviorWindow(spec), cut.user, 0
-        names = [platforms[position] for position in history.platform[done : cut.before]]
-        window = window.fold(zip(names, history.rows[done : cut.before], strict=True))
-        done = cut.before
-        windows.append(window)
-        if len(windows) == _WINDOWS_AT_ONCE:
-            parts.append(compact(windows, texts, platforms=platforms, max_events=_MAX_EVENTS))
-            windows = []
-    parts.append(compact(windows, texts, platforms=platforms, max_events=_MAX_EVENTS))
-    targets = np.zeros((len(drafts), len(kept)), np.float32)
-    place = {int(old): new for new, old in enumerate(kept)}
-    following = np.zeros((len(drafts), NEXT_TEXTS), np.int32)
-    for row, cut in enumerate(drafts):
-        targets[row, [place[one] for one in bit_positions(cut.mask) if one in place]] = 1
-        following[row, : len(cut.next_texts)] = cut.next_texts
-    return Cuts(
-        np.array([cut.user for cut in drafts], np.int64),
-        np.array([cut.before for cut in drafts], np.int64),
-        np.array([cut.at for cut in drafts], np.int64),
-        Compact.join(parts),
-        targets,
-        following,
-        np.array([cut.weight for cut in drafts], np.float32),
-    )
+class _CutWriter:
+    """Collects the cuts of one user after the other that name a kept label; windows become head inputs on the way."""
+
+    def __init__(self, spec: WindowSpec, windows: Windows, platforms: tuple[str, ...], kept: NDArray[np.int64]) -> None:
+        self._spec, self._windows, self._platforms = spec, windows, platforms
+        self._place = {int(old): new for new, old in enumerate(kept)}
+        self._kept = sum(1 << int(old) for old in kept)
+        self._drafts: list[_Draft] = []
+
+    def add(self, history: History, drafts: Sequence[_Draft]) -> None:
+        """Take in the cuts of one user, in order of time."""
+        window, done = BehaviorWindow(self._spec), 0
+        for cut in drafts:
+            if not cut.mask & self._kept:
+                continue
+            names = [self._platforms[position] for position in history.platform[done : cut.before]]
+            window = window.fold(zip(names, history.rows[done : cut.before], strict=True))
+            done = cut.before
+            self._windows.add(window)
+            self._drafts.append(cut)
+
+    @property
+    def is_test(self) -> NDArray[np.bool_]:  # (cuts,)
+        """Which of them are evaluated."""
+        return np.array([cut.evaluated for cut in self._drafts], bool)
+
+    def cuts(self) -> Cuts:
+        """Return everything added."""
+        drafts = self._drafts
+        targets = np.zeros((len(drafts), len(self._place)), np.float32)
+        following = np.zeros((len(drafts), NEXT_TEXTS), np.int32)
+        for row, cut in enumerate(drafts):
+            targets[row, [self._place[one] for one in bit_positions(cut.mask) if one in self._place]] = 1
+            following[row, : len(cut.next_texts)] = cut.next_texts
+        return Cuts(
+            np.array([cut.user for cut in drafts], np.int64),
+            np.array([cut.before for cut in drafts], np.int64),
+            np.array([cut.at for cut in drafts], np.int64),
+            self._windows.inputs(),
+            targets,
+            following,
+            np.array([cut.weight for cut in drafts], np.float32),
+        )

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from trainer.exclusions import usable
 from trainer.methods import split
 from trainer.study import build_study, fold_of
 from xplat_stream.errors import DataError
+from xplat_stream.event import Millis
+from xplat_stream.window import WindowSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from trainer.sources import Source
     from trainer.study import Study, Task
     from xplat_stream.event import Event
     from xplat_stream.taxonomy import Taxonomy
-    from xplat_stream.window import WindowSpec
 
 _LEAST_TUNED: Final = 2
 
@@ -55,3 +61,15 @@ class Subject(NamedTuple):
                     fix="Name more data, or fewer --folds.",
                 )
         return study
+
+
+def read_subject(source: Source, per_platform: int, horizon: timedelta | None) -> Subject:
+    """Read a whole source into memory. `horizon` None: the windows hold all of it. Raises what reading it raises."""
+    now = Millis(time.time_ns() // 1_000_000)
+    events, found = usable(source.events(), now, by_content=source.by_content)
+    excluded = Counter({reason: count for reason, count in source.excluded.items() if count})
+    excluded.update(found)
+    if horizon is None:
+        times = [int(event.occurred_at) for event in events]
+        horizon = timedelta(milliseconds=max(times, default=0) - min(times, default=0) + 1)
+    return Subject(source.name, events, source.taxonomy, WindowSpec(per_platform, horizon), dict(excluded))

@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
-from xplat_stream.event import TextHash, hash_text, item_text
+from trainer.examples import bit_positions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from xplat_stream.event import Event
-    from xplat_stream.taxonomy import Taxonomy
+    from xplat_stream.event import TextHash
 
 
 class TextTable(NamedTuple):
@@ -29,23 +28,16 @@ class TextTable(NamedTuple):
     next_count: NDArray[np.float32]  # (texts,), events that share was taken over; 0 = only seen after the split
 
     @classmethod
-    def of(cls, events: Sequence[Event], taxonomy: Taxonomy) -> Self:
-        """Collect the texts of these events, and their own labels."""
-        position = {label: index for index, label in enumerate(taxonomy.ids())}
-        uses: dict[str, int] = {}
-        labels: dict[str, set[int]] = {}
-        for event in events:
-            text = item_text(event.object)
-            if text:
-                uses[text] = uses.get(text, 0) + 1
-                named = taxonomy.label_ids(iab=event.object.iab, categories=event.object.categories)
-                if named:
-                    labels.setdefault(text, set()).update(position[label] for label in named)
-        texts = sorted(uses, key=lambda text: (-uses[text], text))
-        hashes = [hash_text(text) for text in texts]
-        own = np.zeros((len(texts), len(taxonomy)), np.float32)
-        for row, text in enumerate(texts):
-            own[row, sorted(labels.get(text, ()))] = 1
+    def known(cls, hashes: list[TextHash], texts: list[str], masks: Sequence[int], *, labels: int) -> Self:
+        """Return the table of these texts, whose items name the labels in `masks` (bits in taxonomy order)."""
+        own = np.zeros((len(texts), labels), np.float32)
+        for row, mask in enumerate(masks):
+            own[row, bit_positions(mask)] = 1
+        return cls.of_own(hashes, texts, own)
+
+    @classmethod
+    def of_own(cls, hashes: list[TextHash], texts: list[str], own: NDArray[np.float32]) -> Self:
+        """Return the table of these texts, of which nobody knows yet what their readers touched next."""
         return cls(
             hashes,
             texts,

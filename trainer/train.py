@@ -1,4 +1,4 @@
-"""Train a release from the log and make it the active one.
+"""Train a release from the log, or from a recorded folder, and make it the active one.
 
 Read it from top to bottom, it runs in that order. How to call it::
 
@@ -6,22 +6,26 @@ Read it from top to bottom, it runs in that order. How to call it::
     train(load_settings(), TrainOptions())                   # encoder and head: minutes
     train(load_settings(), TrainOptions(head_only=True))     # a head on the active release's encoder: seconds
     train(load_settings(), TrainOptions(checkpoint="kept", resume=True))     # go on after a kill -9
+    train(load_settings(), TrainOptions(), recorded=Recorded(Path("recording"), "tags"))
     train_on(events, settings, TrainOptions(publish=False))  # no Kafka, no Triton: returns the files
 
-Every function below `train_on` serves one of its steps.
+Every function below `train_data` serves one of its steps.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+from datetime import timedelta
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 import numpy as np
 
 from trainer.checkpoint import Checkpoint, fingerprint
-from trainer.compact import Compact, compact
-from trainer.dataset import Dataset, build_examples, read_log
+from trainer.dataset import Dataset, build_examples
 from trainer.devices import is_first_process
 from trainer.encoding import ReadyEncoder, active_encoder, fine_tuned
 from trainer.evaluate import Evaluation, baselines, evaluate
@@ -29,6 +33,7 @@ from trainer.export import export_head, score_inputs
 from trainer.fit_head import Fitting, LabelledWindows, fit_head, score_windows
 from trainer.joint import fit_together, text_states
 from trainer.options import TrainOptions, checked
+from trainer.prepare import Prepared, Recorded, prepare
 from trainer.progress import STAGES, Report, silent
 from trainer.release import Candidate, publish
 from trainer.search import Searched, search
@@ -41,14 +46,15 @@ from xplat_stream.taxonomy import load_taxonomy
 from xplat_stream.window import WindowSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
+    from trainer.compact import Compact
     from xplat_stream.event import Event
     from xplat_stream.settings import Settings
 
-__all__ = ["Candidate", "Evaluation", "TrainOptions", "TrainResult", "train", "train_on"]
+__all__ = ["Candidate", "Evaluation", "Recorded", "TrainOptions", "TrainResult", "train", "train_data", "train_on"]
 
 _GOLDEN = 4
 """Texts, and windows, of the golden requests."""
@@ -67,10 +73,17 @@ class TrainResult(NamedTuple):
     candidate: Candidate
     searched: Searched | None
     """What the search found, where one was asked for."""
+    scores: NDArray[np.float32]  # (test windows, labels)
+    excluded: dict[str, int] = {}  # noqa: RUF012 - never changed
+    """What of the source was left out, or should be known → how often."""
+    serve_with: dict[str, str] = {}  # noqa: RUF012 - never changed
+    """Settings that a worker needs to serve a release of another taxonomy and horizon than its own → their values."""
 
 
-def train(settings: Settings, options: TrainOptions, report: Report = silent) -> TrainResult:
-    """Train on what the broker holds.
+def train(
+    settings: Settings, options: TrainOptions, report: Report = silent, *, recorded: Recorded | None = None
+) -> TrainResult:
+    """Train on what the broker holds, or on a recorded folder.
 
     Raises `DataError` when that is too little, `KafkaUnavailable`, `ReleaseError`, `TritonUnavailable`.
     """
@@ -79,42 +92,56 @@ def train(settings: Settings, options: TrainOptions, report: Report = silent) ->
     checkpoint = Checkpoint.of(options)
     if options.publish:
         asyncio.run(_can_publish(settings))
-    log = read_log(settings, report, _within(settings, checkpoint))
-    report("read", 1, 1, {"events": len(log.events), "rejected": log.rejected})
-    result = train_on(log.events, settings, options, report, checkpoint=checkpoint)
-    seconds = {"read": round(perf_counter() - started - sum(result.seconds_by_stage.values()), 2)}
-    return result._replace(seconds_by_stage=seconds | result.seconds_by_stage)
+    within = None if recorded else _within(settings, checkpoint)
+    prepared = prepare(settings, options, report, recorded, within=within)
+    read_s = round(perf_counter() - started, 2)
+    result = train_data(prepared.data, settings, options, report, checkpoint=checkpoint)
+    return result._replace(
+        seconds_by_stage={"read": read_s, **result.seconds_by_stage},
+        excluded=prepared.excluded,
+        serve_with=_serve_with(settings, prepared, result.release) if recorded and is_first_process() else {},
+    )
 
 
 def train_on(
-    events: Sequence[Event],
+    events: Iterable[Event],
     settings: Settings,
     options: TrainOptions,
     report: Report = silent,
     *,
     checkpoint: Checkpoint | None = None,
 ) -> TrainResult:
-    """Train on these events. Raises as `train`. `checkpoint`: by default the one that the options ask for."""
+    """Train on these events, held in memory. Raises as `train`.
+
+    `checkpoint`: by default the one that the options ask for.
+    """
+    started = perf_counter()
+    spec = WindowSpec(settings.window.per_platform, settings.window.horizon)
+    data = build_examples(events, load_taxonomy(settings.model.taxonomy), spec, checked(options))
+    examples_s = round(perf_counter() - started, 2)
+    result = train_data(data, settings, options, report, checkpoint=checkpoint)
+    return result._replace(seconds_by_stage={"examples": examples_s, **result.seconds_by_stage})
+
+
+def train_data(
+    data: Dataset,
+    settings: Settings,
+    options: TrainOptions,
+    report: Report = silent,
+    *,
+    checkpoint: Checkpoint | None = None,
+) -> TrainResult:
+    """Train on these examples. Raises as `train`. `checkpoint`: by default the one that the options ask for."""
     options = checked(options)
     checkpoint = checkpoint or Checkpoint.of(options)
     clock = _Clock()
-    taxonomy = load_taxonomy(settings.model.taxonomy)
-    spec = WindowSpec(settings.window.per_platform, settings.window.horizon)
-
-    # Examples: windows up to a cut, and what came after it
-    data = build_examples(events, taxonomy, spec, options)
     checkpoint.belongs_to(fingerprint(options, data))
-    train_inputs, tune_inputs, test_inputs = (
-        compact(part.windows, data.texts, platforms=data.platforms, max_events=options.max_events)
-        for part in (data.train, data.tune, data.test)
-    )
     counted = {"users": len(set(data.train.users)), "texts": len(data.texts.texts)}
     report("examples", len(data.train), len(data.train), counted)
-    clock.stage("examples")
 
     fitting = Fitting(
-        LabelledWindows.of_examples(data.train, train_inputs),
-        LabelledWindows.of_examples(data.tune, tune_inputs),
+        LabelledWindows.of_examples(data.train),
+        LabelledWindows.of_examples(data.tune),
         data.texts,
         len(data.platforms),
         options,
@@ -128,7 +155,7 @@ def train_on(
         def encoder_of(options: TrainOptions, report: Report, checkpoint: Checkpoint) -> ReadyEncoder:
             if options.head_only:
                 return active_encoder(settings, options)
-            return fine_tuned(data, options, report, taxonomy=taxonomy, checkpoint=checkpoint).exported(options)
+            return fine_tuned(data, options, report, checkpoint=checkpoint).exported(options)
 
         options, searched = search(fitting, encoder_of=encoder_of, checkpoint=checkpoint)
         fitting = fitting._replace(options=options)
@@ -143,7 +170,7 @@ def train_on(
         head = fit_head(fitting, table)
     else:
         # Encoder: fine-tuned on every distinct text, run once over all; its last layer is trained with the head
-        fresh = fine_tuned(data, options, report, taxonomy=taxonomy, checkpoint=checkpoint)
+        fresh = fine_tuned(data, options, report, checkpoint=checkpoint)
         clock.stage("encoder")
         states = text_states(fresh.encoder, fresh.features, data.texts.texts, report)
         clock.stage("vectors")
@@ -152,12 +179,12 @@ def train_on(
     clock.stage("head")
 
     # Evaluation: on the other half
-    scores = score_windows(head, test_inputs, table)  # (windows, labels)
+    scores = score_windows(head, data.test.inputs, table)  # (windows, labels)
     evaluation = evaluate(
-        taxonomy,
-        (score_windows(head, train_inputs, table), data.train.targets),
+        data.taxonomy,
+        (score_windows(head, data.train.inputs, table), data.train.targets),
         (scores, data.test.targets),
-        baselines=baselines(data.texts, (train_inputs, data.train.targets), test_inputs, data.train.weights),
+        baselines=baselines(data.texts, (data.train.inputs, data.train.targets), data.test.inputs, data.train.weights),
         users=len(set(data.test.users)),
     )
     metrics = evaluation.metrics()
@@ -169,28 +196,40 @@ def train_on(
     candidate = Candidate(
         encoder=encoder.files,
         head=graph,
-        taxonomy=TaxonomyRef(taxonomy.name, taxonomy.version, taxonomy.cattax),
+        taxonomy=TaxonomyRef(data.taxonomy.name, data.taxonomy.version, data.taxonomy.cattax),
         labels=data.labels,
         platforms=data.platforms,
         width=encoder.width,
         max_tokens=encoder.max_tokens,
         max_events=options.max_events,
         base=encoder.base,
-        golden=_golden(data, test_inputs, table, graph),
+        golden=_golden(data, data.test.inputs, table, graph),
         metrics=metrics,
     )
     report("export", 1, 1, {"head_kb": len(graph) / 1024})
     clock.stage("export")
     if not options.publish or not is_first_process():
         checkpoint.clear()
-        return TrainResult(0, 0, metrics, evaluation, clock.seconds, candidate, searched)
+        return TrainResult(0, 0, metrics, evaluation, clock.seconds, candidate, searched, scores)
 
     # Publication: placed, loaded, verified, announced
     published = publish(settings, candidate)
     report("publish", 1, 1, {"release": published.release})
     checkpoint.clear()
     clock.stage("publish")
-    return TrainResult(published.release, published.previous, metrics, evaluation, clock.seconds, candidate, searched)
+    return TrainResult(
+        published.release, published.previous, metrics, evaluation, clock.seconds, candidate, searched, scores
+    )
+
+
+def _serve_with(settings: Settings, prepared: Prepared, release: int) -> dict[str, str]:
+    """Write the recording's taxonomy down, and return the settings under which a worker reads as was trained."""
+    taxonomy = prepared.data.taxonomy
+    path = Path(settings.local.home) / "taxonomies" / f"{taxonomy.name}-{release}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(taxonomy)))
+    days = math.ceil(prepared.spec.horizon / timedelta(days=1))
+    return {"XPLAT_MODEL__TAXONOMY": str(path), "XPLAT_WINDOW__HORIZON_DAYS": str(days)}
 
 
 async def _can_publish(settings: Settings) -> None:

@@ -13,7 +13,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import msgspec
 import typer
@@ -29,6 +29,9 @@ from xplat_stream.settings import Settings, load_settings
 from xplat_stream.taxonomy import load_taxonomy
 from xplat_stream.verify import verify as verify_log
 from xplat_stream.verify import wait_until_caught_up
+
+if TYPE_CHECKING:
+    from xplat_stream.explain import Fidelity
 
 app = typer.Typer(
     name="xplat",
@@ -285,6 +288,46 @@ def show(user: Annotated[str, typer.Argument(help="User id.")], json: Json = Fal
         moved = f"{one.delta:+.3f} {one.trend}"
         table.add_row(*map(_plain, (str(one.rank), one.label, f"{one.score:.3f}", moved, because)))
     console.print(table)
+
+
+@app.command()
+def explain(
+    user: Annotated[str, typer.Argument(help="User id.")],
+    interests: Annotated[int, typer.Option(min=1, help="Top interests to explain.")] = 3,
+    events: Annotated[int, typer.Option(min=1, help="Events cited per interest, at the most.")] = 5,
+    draws: Annotated[int, typer.Option(min=1, help="Random draws that the cited events are compared with.")] = 32,
+    json: Json = False,
+) -> None:
+    """Say which events carry a user's top interests, and check it: each is hidden in turn from the active release."""
+    from xplat_stream.explain import Question
+    from xplat_stream.explain import explain as explain_user
+
+    found = explain_user(load_settings(), UserId(user), Question(interests, events, draws))
+    if json:
+        _print_json(found)
+        return
+    line = f"  release {found.release}  as of {found.as_of:%Y-%m-%d %H:%M:%S}Z  {found.events} events read"
+    console.print(Text.assemble((_escaped(user), "bold"), line))
+    for one in found.interests:
+        table = Table("hidden", "age", "platform", "action", "event", title_justify="left")
+        table.title = _plain(f"{one.label} {one.score:.3f}")
+        for event in one.events:
+            words = event.text or event.item
+            cells = (f"{event.change:+.3f}", f"{event.age_hours / 24:.1f} d", event.platform, event.action, words)
+            table.add_row(*map(_plain, cells))
+        console.print(table if one.events else _plain(f"{one.label} {one.score:.3f}: no event raises it"))
+        if one.fidelity is not None:
+            console.print(_plain(_in_words(one.fidelity)))
+    if found.fidelity is not None:
+        console.print(_plain(f"all: {_in_words(found.fidelity)}"))
+
+
+def _in_words(check: Fidelity) -> str:
+    verdict = "holds" if check.holds else "DOES NOT HOLD"
+    return (
+        f"without all of these it falls by {check.cited:.3f}, without as many random ones by {check.random:.3f} "
+        f"(mean of {check.draws} draws): {verdict}"
+    )
 
 
 @app.command()

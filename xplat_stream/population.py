@@ -84,6 +84,7 @@ class Population:
         rng.shuffle(ranks)
         self._popularity = {label: 1 / (rank + 3) ** 0.7 for label, rank in zip(self._labels, ranks, strict=True)}
         self._people = [self._person(index) for index in range(users)]
+        self._by_id = {person.user_id: person for person in self._people}
         self._activity = list(accumulate(rng.lognormvariate(0.0, 0.8) for _ in range(users)))
         self._actions = {name: _Mix(tuple(mix), tuple(mix.values())) for name, mix in _ACTIONS.items()}
         self._negative = {name: _Mix(tuple(mix), tuple(mix.values())) for name, mix in _NEGATIVE.items()}
@@ -130,6 +131,10 @@ class Population:
     def truth(self, at_ms: int) -> dict[str, dict[str, float]]:
         """Return every user's latent interest weights (label id → weight, summing to 1) at a moment."""
         return {person.user_id: self._weights(person, at_ms) for person in self._people}
+
+    def interests(self, user_id: UserId, at_ms: int) -> dict[str, float]:
+        """Return one user's latent interest weights, as `truth` does of all. Raises `KeyError` for a stranger."""
+        return self._weights(self._by_id[user_id], at_ms)
 
     def items(self) -> Iterator[Item]:
         """Yield the whole catalogue."""

@@ -23,7 +23,7 @@ from xplat_stream.kafka import EventProducer
 from xplat_stream.kafka.topics import behavior_topic, create_topics, platform_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     from xplat_stream.settings import Settings
@@ -63,9 +63,32 @@ class Recording:
     def events(self) -> Iterator[Event]:
         """Yield the events in time order. An item nobody described is an event all the same, with its id alone."""
         for line in self.lines:
-            item = self.items.get((line.platform, line.item)) or Object(line.item, "product")
-            event_id = f"//replay/{self.name}#{line.row}"
-            yield Event(event_id, UserId(line.user), line.platform, line.action, item, line.occurred_at)
+            yield event_of(self.name, self.items, line)
+
+
+class RecordedFolder(NamedTuple):
+    """A recorded log on disk: its items in memory, its events read from their file each time they are asked for."""
+
+    name: str
+    files: tuple[Path, Path]
+    """Where the events are, and the items."""
+    items: dict[tuple[str, str], Object]
+    described_again: int
+    """Lines about an item that an earlier line is about already: the last one counts."""
+
+    def lines(self) -> Iterator[RecordedEvent]:
+        """Yield the lines in the order of the file. Raises `DataError` naming the file and the line."""
+        return _read_events(self.files[0])
+
+    def event_of(self, line: RecordedEvent) -> Event:
+        """Return the event that `xplat replay` publishes for a line."""
+        return event_of(self.name, self.items, line)
+
+
+def event_of(name: str, items: Mapping[tuple[str, str], Object], line: RecordedEvent) -> Event:
+    """Return the event of a line. An item nobody described is an event all the same, with its id alone."""
+    item = items.get((line.platform, line.item)) or Object(line.item, "product")
+    return Event(f"//replay/{name}#{line.row}", UserId(line.user), line.platform, line.action, item, line.occurred_at)
 
 
 class Replayed(msgspec.Struct, frozen=True):
@@ -83,9 +106,7 @@ def read_recording(folder: Path, *, platforms: Collection[str] = (), limit: int 
 
     Raises `DataError` naming the file and the line.
     """
-    if not folder.is_dir():
-        _fail("the recording is not a folder", folder, "a folder with events.tsv.gz and items.tsv.gz")
-    path = _file(folder, "events")
+    path, _ = recording_files(folder)
     lines = [line for line in _read_events(path) if not platforms or line.platform in platforms]
     absent = sorted(set(platforms) - {line.platform for line in lines})
     if absent:
@@ -94,6 +115,24 @@ def read_recording(folder: Path, *, platforms: Collection[str] = (), limit: int 
     if limit > 0:
         del lines[limit:]
     return Recording(folder.resolve().name, lines, dict(_read_items(_file(folder, "items"))))
+
+
+def recording_files(folder: Path) -> tuple[Path, Path]:
+    """Return where a recording's events are, and its items. Raises `DataError`."""
+    if not folder.is_dir():
+        _fail("the recording is not a folder", folder, "a folder with events.tsv.gz and items.tsv.gz")
+    return _file(folder, "events"), _file(folder, "items")
+
+
+def open_recording(folder: Path) -> RecordedFolder:
+    """Read a recording's items, and leave its events on disk. Raises `DataError` naming the file and the line."""
+    files = recording_files(folder)
+    items: dict[tuple[str, str], Object] = {}
+    lines = 0
+    for key, item in _read_items(files[1]):
+        lines += 1
+        items[key] = item
+    return RecordedFolder(folder.resolve().name, files, items, lines - len(items))
 
 
 def replay(  # noqa: PLR0913 - each is an option of `xplat replay`

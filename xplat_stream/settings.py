@@ -48,7 +48,7 @@ class WindowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     per_platform: Annotated[int, Meta(ge=1, le=500)] = 50
     """Newest events kept of each platform. 500 of three platforms are 61 kB a changelog record."""
-    horizon_days: Annotated[float, Meta(gt=0, le=3650)] = 90.0
+    horizon_days: Annotated[float, Meta(gt=0, le=36_500)] = 90.0
     """Nothing older than this before the user's newest event is kept."""
 
     @property

@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from tests.tiny_release import make_published
+from tests.trainer.recording import PLATFORMS, odd_name, rows, write
 from tests.worker_process import XPLAT, environment
-from trainer.release import active_announcement
-from trainer.train import TrainOptions, train
+from trainer.study import Task
+from trainer.train import Recorded, TrainOptions, train
 from xplat_stream import local
 from xplat_stream.demo.score import against_truth
 from xplat_stream.errors import DataError, ReleaseError
+from xplat_stream.event import UserId
+from xplat_stream.explain import Question, explain
+from xplat_stream.kafka.consumer import active_announcement
 from xplat_stream.kafka.topics import create_topics
 from xplat_stream.population import Population
+from xplat_stream.replay import replay
 from xplat_stream.serving import ModelRepository, TritonScorer
 from xplat_stream.settings import KafkaSettings, LocalSettings, ModelSettings, WorkerSettings
 from xplat_stream.simulate import simulate
@@ -57,6 +63,12 @@ def test_too_little_data_is_said_before_anything_is_trained(own: Settings) -> No
     """An empty log is refused with how many events there are and how to get more."""
     with pytest.raises(DataError, match=r"xplat simulate"):
         train(own, QUICK)
+
+
+def test_nothing_is_explained_before_the_first_release(own: Settings) -> None:
+    """Where no release scores there is nothing to explain, and the line says how to change that."""
+    with pytest.raises(ReleaseError, match=r"no release is active.*xplat train"):
+        explain(own, UserId("anybody"))
 
 
 def test_a_repository_without_configuration_is_refused_first(own: Settings, tmp_path) -> None:
@@ -150,3 +162,35 @@ def test_the_log_in_kafka_is_evaluated_on(own: Settings, tmp_path) -> None:
     assert found["checks_passed"]
     assert found["a_only_gain_low"] > 0
     assert found["ndcg10"] > found["a_only_ndcg10"]
+
+
+def test_a_recorded_folder_becomes_a_release(own: Settings, start_worker: Callable[..., Worker], tmp_path) -> None:
+    """A folder of other platforms, string users and tags is trained on, published, announced, and scores.
+
+    The worker is told the recording's taxonomy, as the run says. The encoder is the active release's, a tiny one.
+    """
+    folder = write(tmp_path / "other-world", *rows())
+    before = make_published(own)
+    options = msgspec.structs.replace(QUICK, head_only=True)
+
+    found = train(own, options, recorded=Recorded(folder, "tags", Task(min_label_users=5)))
+    manifest = ModelRepository(own.model.repository).manifest(found.release)
+    taxonomy = load_taxonomy(found.serve_with["XPLAT_MODEL__TAXONOMY"])
+    there = msgspec.structs.replace(
+        own,
+        model=msgspec.structs.replace(own.model, taxonomy=found.serve_with["XPLAT_MODEL__TAXONOMY"]),
+        worker=WorkerSettings(app="folder", datadir=str(tmp_path / "state")),
+    )
+    create_topics(there)
+    replay(there, folder)
+    worker = start_worker(there).ready()
+    assert wait_until_caught_up(there, timeout_s=90), worker.words()
+    told = explain(there, UserId(odd_name(0)), Question(interests=1))
+
+    assert (found.previous, manifest.encoder) == (before.number, before.encoder)
+    assert manifest.labels == taxonomy.ids()
+    assert manifest.platforms == PLATFORMS
+    assert float(found.serve_with["XPLAT_WINDOW__HORIZON_DAYS"]) > 390
+    assert found.excluded["items without a title"] > 0
+    assert worker.metrics.release == found.release
+    assert told.interests[0].id in manifest.labels

@@ -98,6 +98,20 @@ async def test_a_worker_does_not_start_on_an_altered_release(make_switch: Callab
         await make_switch(active=announced(4)).start()
 
 
+async def test_a_release_of_another_taxonomy_is_never_taken_up(
+    bench: Bench, make_switch: Callable[..., ReleaseSwitch], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its scores would go out under other labels' names: at the start it stops the worker, later it is refused."""
+    switch = make_switch(make_release(1), make_release(2, labels=("tea", "bread")), active=announced(1))
+    await switch.start()
+    await switch._follow_one(encode_announcement(announced(2)))
+    assert bench.pipeline.release is not None
+    assert bench.pipeline.release.number == 1
+    assert "release 2 is not taken up, 1 stays: release 2 scores 2 labels" in caplog.text
+    with pytest.raises(ReleaseError, match="XPLAT_MODEL__TAXONOMY"):
+        await make_switch(make_release(2, labels=("tea", "bread")), active=announced(2)).start()
+
+
 async def test_a_worker_starts_while_the_model_server_is_away(
     bench: Bench, make_switch: Callable[..., ReleaseSwitch]
 ) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from tests.trainer.corpus import label_of, make_log, taxonomy
 from tests.trainer.tiny import make_tiny_base
-from trainer.compact import Compact, compact, vector_table
+from trainer.compact import Compact, vector_table
 from trainer.dataset import Dataset, build_examples
 from trainer.head import Head, HeadShape
 from trainer.models import Encoder
@@ -38,10 +38,7 @@ def dataset(log: tuple[Event, ...]) -> Dataset:
 
 @pytest.fixture(scope="session")
 def inputs(dataset: Dataset) -> dict[str, Compact]:
-    return {
-        name: compact(part.windows, dataset.texts, platforms=dataset.platforms, max_events=OPTIONS.max_events)
-        for name, part in (("train", dataset.train), ("tune", dataset.tune), ("test", dataset.test))
-    }
+    return {"train": dataset.train.inputs, "tune": dataset.tune.inputs, "test": dataset.test.inputs}
 
 
 @pytest.fixture(scope="session")

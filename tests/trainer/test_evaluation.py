@@ -14,13 +14,14 @@ import typer
 from typer.testing import CliRunner
 
 from tests.trainer.people import FOLDS, LABELS, START_MS, TASK, make_people, study, subject
-from trainer import command
+from trainer import evaluate_command
 from trainer.baselines import LINEAR, LINEAR_COUNTS, LINEAR_TEXT, POPULARITY, Linear, Popularity, Scorer
 from trainer.evaluation import EvaluateOptions, evaluate
 from trainer.exclusions import CONFLICTS, FUTURE, LONG_TEXTS, REPEATED, usable
 from trainer.groups import COLD, NOTHING_YET, WARM, by_knowledge, by_length
-from trainer.measures import Counts, ndcg
+from trainer.measures import Counts, Interval, ndcg
 from trainer.methods import try_method
+from trainer.ranking import OURS, Figures, Ranking
 from trainer.report import markdown, write_report
 from trainer.study import EVERYTHING
 from xplat_stream.errors import DataError, InvalidScores, XplatError
@@ -39,8 +40,13 @@ def findings() -> Findings:
     """A whole evaluation: linear model beside its halves, a planted platform, one variant."""
     options = EvaluateOptions(FOLDS, plant_harmful=True, variants=(("no words", Linear("x", words=False)),))
     others = (Linear(LINEAR_TEXT, counts=False), Linear(LINEAR_COUNTS, words=False))
-    rank = lambda: {"shop": {"ndcg10": 0.25}}  # noqa: E731 - a measurement of one line
-    return evaluate(subject(), TASK, Linear(), others, options=options, rank=rank)
+    return evaluate(subject(), TASK, Linear(), others, options=options, rank=a_ranking)
+
+
+def a_ranking() -> Ranking:
+    """A measurement of one model on one platform."""
+    figures = {OURS: {"shop": Figures(*(Interval(value, value - 0.1, value + 0.1) for value in (0.5, 0.25, 0.2)))}}
+    return Ranking("rec", 9, 0, {"shop": 20}, {"shop": 40}, figures, figures, {}, {}, {})
 
 
 def test_it_finds_what_was_put_into_the_log(findings: Findings) -> None:
@@ -263,21 +269,20 @@ def write_folder(folder: Path) -> Path:
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Run `xplat evaluate` with a quick method, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "_methods", lambda: (Linear("quick", words=False), ()))
+    monkeypatch.setattr(evaluate_command, "_methods", lambda _: (Linear("quick", words=False), ()))
     app = typer.Typer()
-    app.command()(command.evaluate)
+    app.command()(evaluate_command.evaluate)
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 
 
 def test_the_command_evaluates_a_folder(run, tmp_path: Path) -> None:
     """Its last line is one JSON object; the report counts what was left out of the folder."""
     folder = write_folder(tmp_path)
-    options = ("--target", "shop", "--source", "video", "--folds", FOLDS, "--min-label-users", 10, "--rank", "shop")
+    options = ("--target", "shop", "--source", "video", "--folds", FOLDS, "--min-label-users", 10)
     result = run("--dataset", folder, *options, "--report", tmp_path / "report", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["ndcg10"] > 0.5
-    assert found["shop_ndcg10"] is None
     excluded = json.loads((tmp_path / "report" / "report.json").read_bytes())["excluded"]
     assert (excluded[FUTURE], excluded[REPEATED], excluded[LONG_TEXTS]) == (1, 1, 1)
 

@@ -33,8 +33,7 @@ from xplat_stream.settings import Settings
 
 def fitting_of(dataset, inputs, options=OPTIONS):
     train, tune = (
-        LabelledWindows.of_examples(part, inputs[name])
-        for name, part in (("train", dataset.train), ("tune", dataset.tune))
+        LabelledWindows.of_examples(part) for name, part in (("train", dataset.train), ("tune", dataset.tune))
     )
     return Fitting(train, tune, dataset.texts, len(dataset.platforms), options, silent)
 

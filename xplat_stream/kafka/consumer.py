@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition, murmur2
 
-from xplat_stream.kafka.codec import ProfileRecord, decode_profile
+from xplat_stream.errors import ReleaseError
+from xplat_stream.kafka.codec import ACTIVE_KEY, Announcement, ProfileRecord, decode_announcement, decode_profile
 from xplat_stream.kafka.log import latest_value, positions
-from xplat_stream.kafka.topics import PROFILES, QUIET, kafka_unavailable, partition_counts
+from xplat_stream.kafka.topics import MODELS, PROFILES, QUIET, kafka_unavailable, partition_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +111,23 @@ def current_profile(settings: Settings, user_id: UserId) -> ProfileRecord | None
     key = user_id.encode()
     value = latest_value(settings, PROFILES, partition_for(key, count), key)
     return None if value is None else decode_profile(value)
+
+
+def active_announcement(settings: Settings) -> Announcement | None:
+    """Return which release is active, None before the first.
+
+    Raises `KafkaUnavailable`, `ReleaseError` when the announcement cannot be read.
+    """
+    value = latest_value(settings, MODELS, 0, ACTIVE_KEY)
+    try:
+        return decode_announcement(value) if value else None
+    except ValueError as error:
+        raise ReleaseError(
+            f"the announced release cannot be read: {error}",
+            where=MODELS,
+            expected="the JSON that `xplat train` writes under the key `active`",
+            fix="Train again, which announces a new release.",
+        ) from error
 
 
 def partition_for(key: bytes, count: int) -> int:

@@ -143,22 +143,24 @@ def read_span(
 
 
 def behavior_spans(settings: Settings) -> list[Span]:
-    """Return what the platforms' topics hold now. Raises `KafkaUnavailable`."""
+    """Return what the platforms' topics hold now, partition by partition. Raises `KafkaUnavailable`."""
     return spans(settings, [behavior_topic(platform) for platform in platforms_on(settings)])
 
 
 def read_behavior(
-    settings: Settings, within: Sequence[Span] | None = None
+    settings: Settings, held: Sequence[Span] | None = None, *, key: bytes | None = None
 ) -> Iterator[tuple[Event | RejectedEvent | None, Message]]:
     """Yield every record of every platform's topic with what admission makes of it, exactly as a worker does.
 
-    `within`: the spans to read; none given: `behavior_spans`. None stands for an event whose user has not consented to
-    personalization. Raises as `read_span` does.
+    None stands for an event whose user has not consented to personalization. `held`: `behavior_spans`, where they were
+    asked for before; `key`: only the records with this key. Raises as `read_span` does.
     """
-    for span in behavior_spans(settings) if within is None else within:
+    for span in behavior_spans(settings) if held is None else held:
         platform = platform_of(span.topic) or ""
         for messages in read_span(settings, span):
             for message in messages:
+                if key is not None and message.key() != key:
+                    continue
                 received_at_ms = message.timestamp()[1]
                 try:
                     yield (

@@ -1,0 +1,136 @@
+"""`xplat evaluate`: options and printing; the run is `trainer.evaluation`."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+
+from trainer.command import DEFAULT_LABELS, names
+from trainer.options import TEACHERS, USUAL_TEACHERS, TrainOptions
+from xplat_stream.errors import XplatError
+from xplat_stream.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from trainer.findings import Findings
+    from trainer.methods import Method
+    from trainer.progress import Report
+    from trainer.ranking import Ranking
+    from trainer.subject import Subject
+
+
+def evaluate(
+    dataset: Annotated[Path | None, typer.Option(help="Folder of a recorded log.")] = None,
+    from_topic: Annotated[bool, typer.Option("--from-topic", help="Evaluate on the log in Kafka.")] = False,
+    labels: Annotated[
+        str, typer.Option(help=f"Labels of a folder's items: tags, categories:N, categories:N-M. {DEFAULT_LABELS}.")
+    ] = "",
+    target: Annotated[str, typer.Option(help="Platforms to foretell, joined by commas; all.")] = "",
+    source: Annotated[str, typer.Option(help="Platforms of view A; all that are not the target's.")] = "",
+    min_label_users: Annotated[int, typer.Option(min=1, help="Labels of fewer users are left out.")] = 30,
+    folds: Annotated[int, typer.Option(min=2, max=20, help="Folds by user; each is a fit of every method.")] = 5,
+    horizon_days: Annotated[
+        float, typer.Option(min=0, help="Window's horizon; 0 = a folder's whole span, the settings' for topics.")
+    ] = 0,
+    teachers: Annotated[int, typer.Option(min=0, max=9, help=TEACHERS)] = USUAL_TEACHERS,
+    plant_harmful: Annotated[
+        bool, typer.Option("--plant-harmful", help="Add a platform of random items; does the guard mute it?")
+    ] = False,
+    rank: Annotated[str, typer.Option(help="Platforms to measure item ranking on, joined by commas.")] = "",
+    report: Annotated[Path | None, typer.Option(help="Folder for report.md, report.json and plots.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """Measure the model beside baselines on users it never saw; exit code 1 where a leak check fails."""
+    from trainer.evaluation import EvaluateOptions
+    from trainer.evaluation import evaluate as evaluate_log
+    from trainer.progress import RichProgress
+    from trainer.report import write_report
+    from trainer.study import Task
+
+    if (dataset is None) != from_topic:
+        raise typer.BadParameter("name either --dataset DIR or --from-topic")
+    if labels and from_topic:
+        raise typer.BadParameter("--labels is for folders; topics have the taxonomy of the settings")
+    console = Console(stderr=True)
+    task = Task(names(target), names(source), min_label_users=min_label_users)
+    with RichProgress(console) as progress:
+        subject = _subject(dataset, labels or DEFAULT_LABELS, min_label_users, horizon_days, progress)
+        main, others = _methods(teachers, progress)
+        findings = evaluate_log(
+            subject,
+            task,
+            main,
+            others,
+            options=EvaluateOptions(folds, plant_harmful),
+            rank=_ranking(dataset, names(rank), progress),
+            report=progress,
+        )
+    if report is not None:
+        console.print(f"written: {write_report(findings, report)}", highlight=False, soft_wrap=True)
+    _print_methods(findings, console)
+    if json:
+        sys.stdout.write(msgspec.json.encode(findings.summary(names(rank))).decode() + "\n")
+        sys.stdout.flush()
+    if findings.failures():
+        raise XplatError("; ".join(findings.failures()))
+
+
+def _methods(teachers: int, report: Report) -> tuple[Method, Sequence[Method]]:
+    """Return the main method and what it is set beside."""
+    from trainer.baselines import all_baselines
+    from trainer.sasrec import SASRec
+    from trainer.split import SplitMethod
+
+    return SplitMethod(TrainOptions(teachers=teachers), report=report), [*all_baselines(), SASRec()]
+
+
+def _ranking(dataset: Path | None, platforms: tuple[str, ...], report: Report) -> Callable[[], Ranking] | None:
+    """Return what measures item ranking on these platforms; None where none is named."""
+    from trainer.ranking import rank_items
+    from xplat_stream.replay import read_recording
+
+    if not platforms:
+        return None
+    if dataset is None:
+        raise typer.BadParameter("--rank needs --dataset: topics keep no more of an item than the model reads")
+    return lambda: rank_items(read_recording(dataset, platforms=platforms), platforms, report=report)
+
+
+def _subject(folder: Path | None, labels: str, min_users: int, horizon_days: float, progress: Report) -> Subject:
+    """Return the topics, or a recorded folder, as `xplat train` reads them."""
+    from trainer.sources import FolderSource, TopicSource
+    from trainer.subject import read_subject
+
+    settings = load_settings()
+    window, horizon = settings.window, timedelta(days=horizon_days) if horizon_days else None
+    if folder is None:
+        return read_subject(TopicSource(settings, progress), window.per_platform, horizon or window.horizon)
+    source = FolderSource(folder, labels, min_users=min_users, report=progress)
+    return read_subject(source, window.per_platform, horizon)._replace(name=folder.resolve().name)
+
+
+def _print_methods(findings: Findings, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{findings.users} users, {len(findings.labels)} labels", title_justify="left")
+    for name in ("", "NDCG@10", "gain to best linear", "micro-F1", "ECE"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for line in findings.methods:
+        gain = f"{line.ndcg10_gain.value:+.4f} [{line.ndcg10_gain.low:+.3f}, {line.ndcg10_gain.high:+.3f}]"
+        figures = (f"{line.ndcg10.value:.4f}", gain, f"{line.micro_f1.value:.4f}", f"{line.ece.value:.4f}")
+        table.add_row(line.name, *figures, style="bold" if line.name == findings.main else "")
+    console.print(table)
+    for one in findings.platforms:
+        if one.harm is not None and one.muted_folds:
+            words = f"muted {one.platform} in {one.muted_folds} of {findings.folds} folds: hidden, NDCG@10 changes by "
+            console.print(f"{words}{one.harm.hiding.value:+.4f}", highlight=False, soft_wrap=True)
+    for check in findings.leaks:
+        words = f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.words}"
+        console.print(words, highlight=False, soft_wrap=True)
