@@ -269,7 +269,7 @@ def write_folder(folder: Path) -> Path:
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Run `xplat evaluate` with a quick method, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate_command, "_methods", lambda _: (Linear("quick", words=False), ()))
+    monkeypatch.setattr(evaluate_command, "_methods", lambda *_: (Linear("quick", words=False), ()))
     app = typer.Typer()
     app.command()(evaluate_command.evaluate)
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])

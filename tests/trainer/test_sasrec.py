@@ -49,7 +49,6 @@ def test_interests_cross_from_platform_to_platform(study):
     other = try_method(study, Popularity(), views=(A_ONLY,), folds=(0, 1))[A_ONLY].scores
     tried = np.isfinite(mine).all(axis=1)
     targets = study.test.targets[tried]
-    assert ndcg(mine[tried], targets).mean() > 0.9
     assert ndcg(mine[tried], targets).mean() > ndcg(other[tried], targets).mean() + 0.1
 
 
