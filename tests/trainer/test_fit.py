@@ -31,16 +31,14 @@ from trainer.train import train_on
 from xplat_stream.settings import Settings
 
 
-def fitting_of(dataset, inputs, options=OPTIONS):
-    train, tune = (
-        LabelledWindows.of_examples(part) for name, part in (("train", dataset.train), ("tune", dataset.tune))
-    )
+def fitting_of(dataset, options=OPTIONS):
+    train, tune = (LabelledWindows.of_examples(part) for part in (dataset.train, dataset.tune))
     return Fitting(train, tune, dataset.texts, len(dataset.platforms), options, silent)
 
 
 @pytest.fixture(scope="session")
-def fitted(dataset, inputs, table):
-    return fit_head(fitting_of(dataset, inputs), table)
+def fitted(dataset, table):
+    return fit_head(fitting_of(dataset), table)
 
 
 @pytest.fixture(scope="session")
@@ -74,11 +72,11 @@ def test_scores_are_calibrated(evaluation):
     assert evaluation.calibration_error < 0.05
 
 
-def test_same_seed_same_head(dataset, inputs, table):
+def test_same_seed_same_head(dataset, table):
     """The same log, options and seed give the same weights, and the caller's random state is left alone."""
     options = msgspec.structs.replace(OPTIONS, head_epochs=1)
     state = torch.random.get_rng_state()
-    heads = [fit_head(fitting_of(dataset, inputs, options), table) for _ in range(2)]
+    heads = [fit_head(fitting_of(dataset, options), table) for _ in range(2)]
 
     assert all(map(torch.equal, heads[0].state_dict().values(), heads[1].state_dict().values()))
     assert torch.equal(torch.random.get_rng_state(), state)

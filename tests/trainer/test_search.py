@@ -9,17 +9,18 @@ import pytest
 
 from tests.trainer.conftest import OPTIONS
 from trainer.checkpoint import Checkpoint
+from trainer.fit_head import Fitting, LabelledWindows
 from trainer.progress import silent
-from trainer.search import Parts, Searched, search
+from trainer.search import Searched, search
 
 QUICK = msgspec.structs.replace(OPTIONS, head_epochs=1, search_minutes=0.05)
 
 
 @pytest.fixture
-def searching(dataset, inputs, table):
+def searching(dataset, table):
     """Return a function that searches and one list: the options that an encoder was asked for with."""
     asked = []
-    parts = Parts((dataset.train, inputs["train"]), (dataset.tune, inputs["tune"]))
+    train, tune = (LabelledWindows.of_examples(part) for part in (dataset.train, dataset.tune))
 
     def encoder_of(options, report, checkpoint):
         asked.append(options)
@@ -27,7 +28,8 @@ def searching(dataset, inputs, table):
 
     def run(options=QUICK, report=silent, checkpoint=None):
         kept = checkpoint or Checkpoint.off()
-        return search(dataset, parts, options, report, encoder_of=encoder_of, checkpoint=kept)
+        fitting = Fitting(train, tune, dataset.texts, len(dataset.platforms), options, report)
+        return search(fitting, encoder_of=encoder_of, checkpoint=kept)
 
     return run, asked
 
