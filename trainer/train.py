@@ -13,6 +13,7 @@ Every function below `train_on` serves one of its steps.
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from trainer.compact import Compact, compact, vector_table
+from trainer.compress import QUALITY_TEXTS, Windows, compressed, cosine, ndcg_lost, probe_ndcg, vectors_of
 from trainer.dataset import Dataset, build_examples, read_log
 from trainer.evaluate import Evaluation, baselines, evaluate
 from trainer.export import encode_texts, export_encoder, export_head, score_inputs
@@ -32,14 +34,14 @@ from trainer.release import Candidate, EncoderFiles, EncoderKept, active_announc
 from xplat_stream.errors import ReleaseError
 from xplat_stream.profile import TaxonomyRef
 from xplat_stream.serving.features import TextFeatures
+from xplat_stream.serving.probe import texts_per_s
 from xplat_stream.serving.releases import ENCODER, MODEL_FILE, TOKENIZER_FILE, Golden, ModelRepository
 from xplat_stream.serving.triton import TritonScorer
 from xplat_stream.taxonomy import load_taxonomy
 from xplat_stream.window import WindowSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -52,6 +54,9 @@ _GOLDEN = 4
 """Texts, and windows, of the golden requests."""
 
 _GOLDEN_EVENTS = 16
+
+_SPEED_TEXTS = 128
+"""Texts, the most used ones, that the speed of an encoder is measured with."""
 
 
 class TrainResult(NamedTuple):
@@ -109,6 +114,12 @@ def train_on(
     ):
         report("vectors", done, len(vectors), {})
     table = vector_table(vectors)  # (texts + 1, width)
+    windows = (
+        Windows(train_inputs, data.train.targets, data.train.users),
+        Windows(test_inputs, data.test.targets, data.test.users),
+    )
+    costs = _encoder_costs(encoder, data.texts.texts, windows, settings, options)
+    report("vectors", len(vectors), len(vectors), costs)
     clock.stage("vectors")
 
     # Head: windows of vectors → labels, early stopping and calibration on one half of the validation users
@@ -132,7 +143,7 @@ def train_on(
         baselines=baselines(data.texts, (train_inputs, data.train.targets), test_inputs, data.train.weights),
         users=len(set(data.test.users)),
     )
-    metrics = evaluation.metrics()
+    metrics = evaluation.metrics() | costs
     report("evaluate", len(scores), len(scores), {"ndcg": metrics["ndcg_at_10"], "micro_f1": metrics["micro_f1"]})
     clock.stage("evaluate")
 
@@ -195,21 +206,70 @@ class _ReadyEncoder(NamedTuple):
     width: int
     max_tokens: int
     base: str
+    original: bytes = b""
+    """The graph before it was compressed; empty where it was not."""
+    costs: Mapping[str, float] = {}
+    """What the release that brought the encoder says of it."""
 
 
 def _fine_tuned(data: Dataset, options: TrainOptions, report: Report) -> _ReadyEncoder:
     base = options.base or default_base()
     encoder, raw_tokenizer = fit_encoder(data.texts, options, base, report)
     tokenizer = Tokenizer.from_str(raw_tokenizer.decode())
-    graph = export_encoder(encoder, vocabulary=tokenizer.get_vocab_size())
+    features = TextFeatures(tokenizer, max_tokens=options.max_tokens)
+    vocabulary = tokenizer.get_vocab_size()
+    graph, original = export_encoder(encoder, vocabulary=vocabulary), b""
+    if options.prune_heads or options.int8:
+        original, graph = (
+            graph,
+            compressed(
+                encoder,
+                features,
+                data.texts.texts,
+                vocabulary=vocabulary,
+                heads=options.prune_heads,
+                int8=options.int8,
+            ),
+        )
     return _ReadyEncoder(
         graph,
-        TextFeatures(tokenizer, max_tokens=options.max_tokens),
+        features,
         EncoderFiles(graph, raw_tokenizer),
         options.width,
         options.max_tokens,
         options.base or DEFAULT_PACKAGE,
+        original,
     )
+
+
+def _encoder_costs(
+    encoder: _ReadyEncoder,
+    texts: Sequence[str],
+    windows: tuple[Windows, Windows],
+    settings: Settings,
+    options: TrainOptions,
+) -> dict[str, float]:
+    """Return the encoder's size, its speed on the model server, and what compression took from its vectors."""
+    if isinstance(encoder.graph, Path):
+        return dict(encoder.costs)
+    costs = {"encoder_bytes": float(len(encoder.graph))}
+    if options.publish:
+        speed = texts_per_s(settings, encoder.graph, encoder.features, texts[:_SPEED_TEXTS])
+        costs["encoder_texts_per_s"] = asyncio.run(speed)
+    if encoder.original:
+        before, after = (
+            vectors_of(graph, encoder.features, texts[:QUALITY_TEXTS], threads=options.threads)
+            for graph in (encoder.original, encoder.graph)
+        )
+        lost = ndcg_lost(probe_ndcg(before, *windows), probe_ndcg(after, *windows), windows[1])
+        costs |= {
+            "encoder_bytes_before": float(len(encoder.original)),
+            "encoder_cosine": cosine(before, after),
+            "encoder_ndcg_lost": lost.value,
+            "encoder_ndcg_lost_low": lost.low,
+            "encoder_ndcg_lost_high": lost.high,
+        }
+    return costs
 
 
 def _active_encoder(settings: Settings, options: TrainOptions) -> _ReadyEncoder:
@@ -235,7 +295,13 @@ def _active_encoder(settings: Settings, options: TrainOptions) -> _ReadyEncoder:
     folder = repository.root / ENCODER / str(manifest.encoder)
     features = TextFeatures.from_file(folder / TOKENIZER_FILE, max_tokens=manifest.max_tokens)
     return _ReadyEncoder(
-        folder / MODEL_FILE, features, kept_encoder(manifest), manifest.width, manifest.max_tokens, manifest.base
+        folder / MODEL_FILE,
+        features,
+        kept_encoder(manifest),
+        manifest.width,
+        manifest.max_tokens,
+        manifest.base,
+        costs={name: value for name, value in manifest.metrics.items() if name.startswith("encoder_")},
     )
 
 
