@@ -35,7 +35,8 @@ RUN useradd --uid 10001 --create-home xplat \
 # File by file: versions generated on the building machine do not belong in an image.
 COPY --chown=xplat:xplat model_repo/interest_encoder/config.pbtxt /srv/releases/model_repo/interest_encoder/
 COPY --chown=xplat:xplat model_repo/interest_head/config.pbtxt /srv/releases/model_repo/interest_head/
-RUN chown xplat:xplat /srv/releases/model_repo/interest_encoder /srv/releases/model_repo/interest_head
+COPY --chown=xplat:xplat model_repo/interest_fused/config.pbtxt /srv/releases/model_repo/interest_fused/
+RUN chown xplat:xplat /srv/releases/model_repo/interest_*
 USER xplat
 WORKDIR /home/xplat
 

@@ -71,6 +71,22 @@ def training(
     _show(result, json=json)
 
 
+@app.command()
+def fused(
+    users: Annotated[int, typer.Option(min=1, help="Windows scored by each model.")] = 512,
+    events: Annotated[int, typer.Option(min=1, help="Events in a window, on the average.")] = 50,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Updates a second on the running Triton: the fused model re-encoding every window, beside the split one."""
+    from benchmarks.fused import bench_fused
+    from xplat_stream.settings import load_settings
+
+    result = bench_fused(
+        load_settings(), users=users, events=events, report=lambda line: _console.print(line, highlight=False)
+    )
+    _show(result, json=json)
+
+
 def _show(result: msgspec.Struct, *, json: bool) -> None:
     if json:
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")

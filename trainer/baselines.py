@@ -194,11 +194,11 @@ class Linear:
         inputs, tuned = features.of(examples), features.of(tune)
         best: tuple[float, Callable[[Any], Scores]] | None = None
         for strength in _C:
-            predict = _one_a_label(inputs, examples.targets, strength)
+            predict = one_a_label(inputs, examples.targets, strength)
             quality = float(ndcg(predict(tuned), tune.targets).mean())
             if best is None or quality > best[0]:
                 best = (quality, predict)
-        chosen = best[1] if best else _one_a_label(inputs, examples.targets, 1.0)
+        chosen = best[1] if best else one_a_label(inputs, examples.targets, 1.0)
         return Scorer(lambda cuts: chosen(features.of(cuts)))
 
 
@@ -245,7 +245,7 @@ def _recency(cuts: Cuts) -> NDArray[np.float64]:
     return np.where(counted, _RECENCY ** np.maximum(newer, 0), 0.0)
 
 
-def _one_a_label(inputs: sparse.csr_matrix, targets: Scores, strength: float) -> Callable[[Any], Scores]:
+def one_a_label(inputs: sparse.csr_matrix, targets: Scores, strength: float) -> Callable[[Any], Scores]:
     """Fit one logistic regression a label; a label always or never touched keeps its frequency."""
     models: list[LogisticRegression | float] = []
     for label in range(targets.shape[1]):

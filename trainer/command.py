@@ -44,6 +44,12 @@ def train(  # one option each
     head_only: Annotated[
         bool, typer.Option("--head-only", help="Keep the active encoder; seconds, not minutes.")
     ] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Serve the encoder in int8.")] = False,
+    prune_heads: Annotated[int, typer.Option(min=0, help="Attention heads cut out of the encoder.")] = 0,
+    width: Annotated[int, typer.Option(min=1, max=1024, help="Numbers in a text's vector.")] = 64,
+    fused: Annotated[
+        bool, typer.Option("--fused", help="Train the fused baseline instead: loaded, measured, never announced.")
+    ] = False,
     threads: Annotated[int, typer.Option(min=0, help="Cores to use; 0 = all.")] = 0,
     effort: Annotated[float, typer.Option(min=0.01, max=10, help="Times the usual amount of training.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Same log, same seed, same release.")] = 7,
@@ -79,13 +85,20 @@ def train(  # one option each
     from trainer.train import Recorded
     from trainer.train import train as train_release
 
-    if from_topic and dataset is not None:
-        raise typer.BadParameter("--from-topic and --dataset exclude each other")
+    _refuse_both(
+        ("--from-topic and --dataset", from_topic and dataset is not None),
+        ("--fused and --dataset", fused and dataset is not None),
+        ("--head-only and --int8", head_only and int8),
+        ("--head-only and --prune-heads", head_only and bool(prune_heads)),
+    )
     recorded = None
     if dataset is not None:
         task = Task(names(target), names(source), min_label_users=min_label_users)
         recorded = Recorded(dataset, labels, task, split.value)
     console = Console(stderr=True)
+    if fused:
+        _train_fused(console, base=base, threads=threads, seed=seed, json=json)
+        return
     settings = load_settings()
     home = Path(settings.local.home)
     run = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
@@ -95,6 +108,9 @@ def train(  # one option each
             base=base,
             adapter=adapter,
             head_only=head_only,
+            int8=int8,
+            prune_heads=prune_heads,
+            width=width,
             threads=threads,
             seed=seed,
             loss=loss,
@@ -138,6 +154,25 @@ def train(  # one option each
             "excluded": result.excluded,
             "serve_with": result.serve_with,
         }
+        sys.stdout.write(msgspec.json.encode(summary).decode() + "\n")
+
+
+def _refuse_both(*pairs: tuple[str, bool]) -> None:
+    for options, given in pairs:
+        if given:
+            raise typer.BadParameter(f"{options} exclude each other")
+
+
+def _train_fused(console: Console, *, base: str, threads: int, seed: int, json: bool) -> None:
+    from trainer.fused import FusedOptions
+    from trainer.fused_release import train_fused
+    from trainer.progress import RichProgress
+
+    with RichProgress(console) as report:
+        manifest = train_fused(load_settings(), FusedOptions(base=base, threads=threads, seed=seed), report)
+    console.print(f"version {manifest.number} of the fused baseline is loaded", highlight=False)
+    if json:
+        summary = {"number": manifest.number, "metrics": manifest.metrics}
         sys.stdout.write(msgspec.json.encode(summary).decode() + "\n")
 
 

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import asyncio
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from trainer.compact import vector_table
+from trainer.compress import (
+    QUALITY_TEXTS,
+    Windows,
+    cosine,
+    ndcg_lost,
+    probe_ndcg,
+    prune_heads,
+    quantized,
+    vectors_of,
+)
+from trainer.devices import is_first_process
 from trainer.export import encode_texts, export_encoder
 from trainer.fit import Hints, fit_encoder, following_pairs
 from trainer.models import DEFAULT_PACKAGE, default_base
 from trainer.release import EncoderFiles, EncoderKept, kept_encoder
 from trainer.weak import label_texts
-from xplat_stream.errors import ReleaseError
+from xplat_stream.errors import DataError, ReleaseError
 from xplat_stream.kafka.consumer import active_announcement
 from xplat_stream.serving.features import TextFeatures
+from xplat_stream.serving.probe import texts_per_s
 from xplat_stream.serving.releases import ENCODER, MODEL_FILE, TOKENIZER_FILE, ModelRepository
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+    from torch import nn
 
     from trainer.checkpoint import Checkpoint
     from trainer.dataset import Dataset
@@ -30,6 +45,10 @@ if TYPE_CHECKING:
     from trainer.options import TrainOptions
     from trainer.progress import Report
     from xplat_stream.settings import Settings
+
+
+_SPEED_TEXTS: Final = 128
+"""Texts, the most used ones, that the speed of an encoder is measured with."""
 
 
 class ReadyEncoder(NamedTuple):
@@ -41,6 +60,10 @@ class ReadyEncoder(NamedTuple):
     width: int
     max_tokens: int
     base: str
+    original: bytes = b""
+    """The graph before it was compressed; empty where it was not."""
+    costs: Mapping[str, float] = {}
+    """What the release that brought the encoder says of it."""
 
     def vector_table(self, texts: Sequence[str], options: TrainOptions, report: Report) -> NDArray[np.float16]:
         """Return (texts + 1, width), `trainer.compact.vector_table`, made by the graph that will serve."""
@@ -56,17 +79,39 @@ class FreshEncoder(NamedTuple):
     encoder: Encoder
     tokenizer: bytes
     features: TextFeatures
+    unpruned: nn.Module | None = None
+    """The transformer with all its heads, where some were cut out."""
 
     def exported(self, options: TrainOptions) -> ReadyEncoder:
-        """Return its graph. Raises `ReleaseError` when that answers differently."""
-        graph = export_encoder(self.encoder, vocabulary=self.encoder.words.num_embeddings)
-        files = EncoderFiles(graph, self.tokenizer)
-        base = options.base or DEFAULT_PACKAGE
-        return ReadyEncoder(graph, self.features, files, options.width, options.max_tokens, base)
+        """Return its graph, in int8 where asked for. Raises `ReleaseError` when that answers differently."""
+        vocabulary = self.encoder.words.num_embeddings
+        graph, original = export_encoder(self.encoder, vocabulary=vocabulary), b""
+        if self.unpruned is not None:
+            whole = self.encoder.beside()
+            whole.backbone = self.unpruned
+            original = export_encoder(whole, vocabulary=vocabulary)
+        if options.int8:
+            original, graph = original or graph, quantized(graph)
+        return ReadyEncoder(
+            graph,
+            self.features,
+            EncoderFiles(graph, self.tokenizer),
+            options.width,
+            options.max_tokens,
+            options.base or DEFAULT_PACKAGE,
+            original,
+        )
 
 
 def fine_tuned(data: Dataset, options: TrainOptions, report: Report, *, checkpoint: Checkpoint) -> FreshEncoder:
-    """Fine-tune an encoder on the texts of a log. Raises `DataError`."""
+    """Fine-tune an encoder on the texts of a log, and cut out the heads that matter least. Raises `DataError`."""
+    if options.prune_heads and options.adapter == "prefix":
+        raise DataError(
+            "heads cannot be cut out of an encoder with a prefix: it speaks to each of them",
+            where="--prune-heads",
+            expected="another adapter",
+            fix="Leave --prune-heads out, or choose --adapter lora.",
+        )
     base = options.base or default_base()
     hints = Hints(
         following_pairs(data.train) if options.contrast else Hints().following,
@@ -74,7 +119,42 @@ def fine_tuned(data: Dataset, options: TrainOptions, report: Report, *, checkpoi
     )
     encoder, raw_tokenizer = fit_encoder(data.texts, options, base, report, hints=hints, checkpoint=checkpoint)
     tokenizer = Tokenizer.from_str(raw_tokenizer.decode())
-    return FreshEncoder(encoder, raw_tokenizer, TextFeatures(tokenizer, max_tokens=options.max_tokens))
+    fresh = FreshEncoder(encoder, raw_tokenizer, TextFeatures(tokenizer, max_tokens=options.max_tokens))
+    if not options.prune_heads:
+        return fresh
+    unpruned = deepcopy(encoder.backbone)
+    prune_heads(encoder, fresh.features, data.texts.texts, options.prune_heads)
+    return fresh._replace(unpruned=unpruned)
+
+
+def encoder_costs(encoder: ReadyEncoder, data: Dataset, settings: Settings, options: TrainOptions) -> dict[str, float]:
+    """Return the encoder's size, its speed on the model server, and what compression took from its vectors.
+
+    Of an encoder that is kept, what its own release says. The speed is asked of the server only by a run that
+    publishes; raises `ReleaseError`, `TritonUnavailable` then.
+    """
+    if isinstance(encoder.graph, Path):
+        return dict(encoder.costs)
+    texts = data.texts.texts
+    costs = {"encoder_bytes": float(len(encoder.graph))}
+    if options.publish and is_first_process():
+        speed = texts_per_s(settings, encoder.graph, encoder.features, texts[:_SPEED_TEXTS])
+        costs["encoder_texts_per_s"] = asyncio.run(speed)
+    if encoder.original:
+        train, test = (Windows(part.inputs, part.targets, part.users) for part in (data.train, data.test))
+        before, after = (
+            vectors_of(graph, encoder.features, texts[:QUALITY_TEXTS], threads=options.threads)
+            for graph in (encoder.original, encoder.graph)
+        )
+        lost = ndcg_lost(probe_ndcg(before, train, test), probe_ndcg(after, train, test), test)
+        costs |= {
+            "encoder_bytes_before": float(len(encoder.original)),
+            "encoder_cosine": cosine(before, after),
+            "encoder_ndcg_lost": lost.value,
+            "encoder_ndcg_lost_low": lost.low,
+            "encoder_ndcg_lost_high": lost.high,
+        }
+    return costs
 
 
 def active_encoder(settings: Settings, options: TrainOptions) -> ReadyEncoder:
@@ -100,5 +180,11 @@ def active_encoder(settings: Settings, options: TrainOptions) -> ReadyEncoder:
     folder = repository.root / ENCODER / str(manifest.encoder)
     features = TextFeatures.from_file(folder / TOKENIZER_FILE, max_tokens=manifest.max_tokens)
     return ReadyEncoder(
-        folder / MODEL_FILE, features, kept_encoder(manifest), manifest.width, manifest.max_tokens, manifest.base
+        folder / MODEL_FILE,
+        features,
+        kept_encoder(manifest),
+        manifest.width,
+        manifest.max_tokens,
+        manifest.base,
+        costs={name: value for name, value in manifest.metrics.items() if name.startswith("encoder_")},
     )

@@ -40,6 +40,7 @@ def evaluate(
         float, typer.Option(min=0, help="Window's horizon; 0 = a folder's whole span, the settings' for topics.")
     ] = 0,
     teachers: Annotated[int, typer.Option(min=0, max=9, help=TEACHERS)] = USUAL_TEACHERS,
+    fused: Annotated[bool, typer.Option("--fused", help="The fused baseline too: minutes more a fold.")] = False,
     plant_harmful: Annotated[
         bool, typer.Option("--plant-harmful", help="Add a platform of random items; does the guard mute it?")
     ] = False,
@@ -62,7 +63,7 @@ def evaluate(
     task = Task(names(target), names(source), min_label_users=min_label_users)
     with RichProgress(console) as progress:
         subject = _subject(dataset, labels or DEFAULT_LABELS, min_label_users, horizon_days, progress)
-        main, others = _methods(teachers, progress)
+        main, others = _methods(teachers, fused, progress)
         findings = evaluate_log(
             subject,
             task,
@@ -82,13 +83,17 @@ def evaluate(
         raise XplatError("; ".join(findings.failures()))
 
 
-def _methods(teachers: int, report: Report) -> tuple[Method, Sequence[Method]]:
+def _methods(teachers: int, fused: bool, report: Report) -> tuple[Method, Sequence[Method]]:
     """Return the main method and what it is set beside."""
     from trainer.baselines import all_baselines
+    from trainer.fused import FusedMethod
     from trainer.sasrec import SASRec
     from trainer.split import SplitMethod
 
-    return SplitMethod(TrainOptions(teachers=teachers), report=report), [*all_baselines(), SASRec()]
+    others: list[Method] = [*all_baselines(), SASRec()]
+    if fused:
+        others.append(FusedMethod(report=report))
+    return SplitMethod(TrainOptions(teachers=teachers), report=report), others
 
 
 def _ranking(dataset: Path | None, platforms: tuple[str, ...], report: Report) -> Callable[[], Ranking] | None:

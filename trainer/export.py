@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from trainer.fused import Fused
     from trainer.head import Head
     from trainer.models import Encoder
     from xplat_stream.serving.features import HeadInputs, TextFeatures
@@ -45,14 +47,23 @@ def export_encoder(encoder: Encoder, *, vocabulary: int) -> bytes:
 
     `vocabulary`: token ids below it are tried.
     """
+    return _export_reader(encoder, ["vector"], vocabulary)
+
+
+def export_fused(network: Fused, *, vocabulary: int) -> bytes:
+    """Return the graph `input_ids, attention_mask` → `scores`. Raises as `export_encoder`."""
+    return _export_reader(network, ["scores"], vocabulary)
+
+
+def _export_reader(network: nn.Module, outputs: Sequence[str], vocabulary: int) -> bytes:
     random = np.random.default_rng(0)
 
     def example(texts: int, tokens: int) -> Arrays:
         mask = (np.arange(tokens) < random.integers(2, tokens + 1, (texts, 1))).astype(np.int64)
         return {"input_ids": random.integers(0, vocabulary, (texts, tokens)) * mask, "attention_mask": mask}
 
-    graph = _export(encoder, example(3, 16), ["vector"], "tokens")
-    _check(encoder, graph, [example(*shape) for shape in _ENCODER_SHAPES])
+    graph = _export(network, example(3, 16), outputs, "tokens")
+    _check(network, graph, [example(*shape) for shape in _ENCODER_SHAPES])
     return graph
 
 
@@ -81,7 +92,7 @@ def export_head(head: Head) -> bytes:
 def _export(network: nn.Module, example: Mapping[str, NDArray[Any]], outputs: Sequence[str], second: str) -> bytes:
     network.eval()
     axes = {0: torch.export.Dim("batch", max=4096), 1: torch.export.Dim(second, max=512)}
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             network,
             tuple(map(torch.from_numpy, example.values())),
@@ -97,12 +108,40 @@ def _export(network: nn.Module, example: Mapping[str, NDArray[Any]], outputs: Se
             raise TypeError(message)
         graph = program.model_proto
     graph.ir_version = min(graph.ir_version, IR_VERSION)
+    _open_widths(graph.graph)
     return bytes(graph.SerializeToString())
 
 
+def _open_widths(graph: onnx.GraphProto) -> None:
+    """Let every dimension of a graph's inputs and outputs be one that is only known when it runs.
+
+    The number of labels and the width of vectors belong to a release, `config.pbtxt` to all releases of a model, so it
+    says -1, and NVIDIA's onnxruntime backend refuses a graph whose outputs are not exactly as its configuration says
+    (`CompareDimsSupported` with `compare_exact`, triton-inference-server/onnxruntime_backend, src/onnxruntime.cc).
+    A name alone would not do, because onnxruntime works the number out; so an output is cut off at its end, where the
+    end is the batch size and very much: nothing is cut, and nobody can know that before.
+    """
+    for tensor in (*graph.input, *graph.output):
+        for axis, size in enumerate(tensor.type.tensor_type.shape.dim):
+            if size.HasField("dim_value"):
+                size.dim_param = f"{tensor.name}_{axis}"
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.array([value]), f"open_{name}")
+        for name, value in (("first", 0), ("last_axis", -1), ("far", 2**40))
+    )
+    graph.node.append(onnx.helper.make_node("Shape", [graph.input[0].name], ["open_batch"], start=0, end=1))
+    graph.node.append(onnx.helper.make_node("Add", ["open_batch", "open_far"], ["open_end"]))
+    for output in graph.output:
+        (maker,) = [node for node in graph.node if output.name in node.output]
+        whole = f"{output.name}_whole"
+        maker.output[list(maker.output).index(output.name)] = whole
+        ends = [whole, "open_first", "open_end", "open_last_axis"]
+        graph.node.append(onnx.helper.make_node("Slice", ends, [output.name]))
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks on its own workings from the user; a graph that differs is caught by the check."""
+def quiet() -> Iterator[None]:
+    """Keep an exporter's remarks on its own workings from the user; a graph that differs is caught by a check."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -152,6 +191,18 @@ def encode_texts(
         vectors[batch.where] = opened.run(["vector"], feed)[0]
         done += len(batch.where)
         yield done, vectors
+
+
+def run_reader(
+    graph: bytes | Path, features: TextFeatures, texts: Sequence[str], output: str, *, threads: int = 1
+) -> NDArray[np.float32]:
+    """Run a graph that reads texts. Returns (texts, numbers of the output)."""
+    opened = session(graph, threads)
+    found: dict[int, NDArray[np.float32]] = {}
+    for batch in features.batches(texts, size=_VECTOR_BATCH):
+        feed = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        found.update(zip(batch.where, opened.run([output], feed)[0], strict=True))
+    return np.stack([found[position] for position in range(len(texts))])
 
 
 def score_inputs(graph: bytes, inputs: HeadInputs) -> NDArray[np.float32]:

@@ -63,7 +63,11 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     # Encoder
     width: _Count = 64
-    """Vector width; `interest_head/config.pbtxt` declares the same."""
+    """Vector width. Half of it halves what a window costs in memory and on the wire; the encoder takes as long."""
+    int8: bool = False
+    """Serve the encoder in int8: a quarter of the size. `trainer.compress` says what it costs."""
+    prune_heads: Annotated[int, Meta(ge=0)] = 0
+    """Least important attention heads cut out of the fine-tuned encoder; MiniLM-L6 has 72."""
     max_tokens: Annotated[int, Meta(ge=8, le=512)] = 64
     """Tokens read of a text. Titles have about 12; each doubling doubles the encoder's time."""
     adapter: AdapterName = "lora"

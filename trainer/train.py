@@ -25,9 +25,10 @@ import msgspec
 import numpy as np
 
 from trainer.checkpoint import Checkpoint, fingerprint
+from trainer.compress import vectors_of
 from trainer.dataset import Dataset, build_examples
 from trainer.devices import is_first_process
-from trainer.encoding import ReadyEncoder, active_encoder, fine_tuned
+from trainer.encoding import ReadyEncoder, active_encoder, encoder_costs, fine_tuned
 from trainer.evaluate import Evaluation, baselines, evaluate
 from trainer.export import export_head, score_inputs
 from trainer.fit_head import Fitting, LabelledWindows, fit_head, score_windows
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from trainer.compact import Compact
     from xplat_stream.event import Event
     from xplat_stream.settings import Settings
 
@@ -176,6 +176,9 @@ def train_data(
         clock.stage("vectors")
         head, table = fit_together(fresh.encoder, states, fitting)
         encoder = fresh.exported(options)
+        if options.int8:
+            # What is measured from here on is what will serve
+            table = encoder.vector_table(data.texts.texts, options, report)
     clock.stage("head")
 
     # Evaluation: on the other half
@@ -187,7 +190,7 @@ def train_data(
         baselines=baselines(data.texts, (data.train.inputs, data.train.targets), data.test.inputs, data.train.weights),
         users=len(set(data.test.users)),
     )
-    metrics = evaluation.metrics()
+    metrics = evaluation.metrics() | encoder_costs(encoder, data, settings, options)
     report("evaluate", len(scores), len(scores), {"ndcg": metrics["ndcg_at_10"], "micro_f1": metrics["micro_f1"]})
     clock.stage("evaluate")
 
@@ -203,7 +206,7 @@ def train_data(
         max_tokens=encoder.max_tokens,
         max_events=options.max_events,
         base=encoder.base,
-        golden=_golden(data, data.test.inputs, table, graph),
+        golden=_golden(data, table, encoder, graph),
         metrics=metrics,
     )
     report("export", 1, 1, {"head_kb": len(graph) / 1024})
@@ -277,14 +280,16 @@ class _Clock:
         self._last = now
 
 
-def _golden(data: Dataset, inputs: Compact, table: NDArray[np.float16], head: bytes) -> Golden:
-    """Choose requests that any server loading the release must answer as it is answered here."""
+def _golden(data: Dataset, table: NDArray[np.float16], encoder: ReadyEncoder, head: bytes) -> Golden:
+    """Choose requests that any server loading the release must answer as its graphs answer here."""
     texts = data.texts.texts[:_GOLDEN]
+    inputs = data.test.inputs
     rows = np.argsort(np.abs(inputs.length - _GOLDEN_EVENTS), kind="stable")[:_GOLDEN]  # short enough for a manifest
     windows = inputs.with_vectors(table, rows)
     return Golden(
         texts,
-        table[1 : len(texts) + 1].tolist(),
+        # In one call, as the server is asked: in int8 a text's vector depends a little on the texts beside it
+        vectors_of(encoder.graph, encoder.features, texts, threads=1).astype(np.float16).tolist(),
         windows.vectors.tolist(),
         windows.platform.tolist(),
         windows.action.tolist(),

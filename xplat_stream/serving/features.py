@@ -1,10 +1,11 @@
-"""Text → token ids, and window → head inputs: the only feature code there is, used by worker and trainer alike.
+"""Text → token ids, window → head inputs, window → fused text: the only feature code, for worker and trainer alike.
 
 A release's manifest says which platforms, how many tokens and how many events its inputs were built with.
 """
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 from xplat_stream.event import ACTION_INDEX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -67,6 +68,24 @@ class TextFeatures:
                 input_ids[row, :length] = ids[position]
                 attention_mask[row, :length] = 1
             yield TokenBatch(where, input_ids, attention_mask)
+
+
+def fuse(events: Iterable[tuple[str, str, str]], *, max_tokens: int) -> str:
+    """Join events, each `(platform, action, text)` and newest first, into the one text that a fused model reads.
+
+    An event is two tokens or more, so those after the first `max_tokens / 2` are left to no tokenizer to cut off.
+    """
+    pieces = [" ".join(filter(None, event)) for event in islice(events, max_tokens // 2)]
+    return ". ".join(pieces)
+
+
+def fused_text(window: BehaviorWindow, texts: Mapping[TextHash, str], *, max_tokens: int) -> str:
+    """Return a window as a fused model reads it; a text not in `texts` counts as empty."""
+    newest_first = reversed(newest_events(window, max_tokens // 2))
+    return fuse(
+        ((event.platform, event.action, texts.get(event.text_hash, "")) for event in newest_first),
+        max_tokens=max_tokens,
+    )
 
 
 class HeadInputs(NamedTuple):

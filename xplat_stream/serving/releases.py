@@ -2,6 +2,7 @@
 
     model_repo/interest_encoder/<encoder version>/   model.onnx  tokenizer.json
     model_repo/interest_head/<release number>/       model.onnx  manifest.json
+    model_repo/interest_fused/<number>/              model.onnx  tokenizer.json  manifest.json      serving/fused.py
 
 A release is named by its head version: each release has a head of its own, several may share an encoder. A version is
 staged beside the repository (`<repository>.staging`, same file system), flushed, and renamed into place, because Triton
@@ -99,9 +100,9 @@ class ModelRepository:
         self.root = Path(root)
         self._staging = self.root.with_name(self.root.name + ".staging")
 
-    def require_layout(self) -> None:
-        """Raise `ReleaseError` unless both models have the configuration Triton needs to load a version."""
-        for model in (ENCODER, HEAD):
+    def require_layout(self, *models: str) -> None:
+        """Raise `ReleaseError` unless the models, by default a release's two, have the configuration Triton needs."""
+        for model in models or (ENCODER, HEAD):
             path = self.root / model / CONFIG_FILE
             if not path.is_file():
                 raise ReleaseError(
@@ -124,7 +125,8 @@ class ModelRepository:
         """Return a number above every version ever placed here, those taken away again included: numbers only grow."""
         last = self._staging / LAST_NUMBER_FILE
         ever = int(last.read_text()) if last.is_file() else 0
-        return max([ever, *self.versions(ENCODER), *self.versions(HEAD)]) + 1
+        models = [folder.name for folder in self.root.iterdir()] if self.root.is_dir() else []
+        return max([ever, *(version for model in models for version in self.versions(model))]) + 1
 
     def place(self, model: str, version: int, files: Mapping[str, bytes | Path]) -> dict[str, str]:
         """Make a version appear whole. Returns path relative to the repository → sha256.
@@ -187,7 +189,13 @@ class ModelRepository:
                 expected="the number of its folder",
                 fix="Restore the folder or train again: releases are not renamed.",
             )
-        for name, expected in manifest.files.items():
+        self.require_intact(number, manifest.files)
+        tokenizer = self.root / ENCODER / str(manifest.encoder) / TOKENIZER_FILE
+        return Release(manifest, TextFeatures.from_file(tokenizer, max_tokens=manifest.max_tokens))
+
+    def require_intact(self, number: int, files: Mapping[str, str]) -> None:
+        """Raise `ReleaseError` unless every file, by its path in the repository, has the sha256 given."""
+        for name, expected in files.items():
             path = self.root / name
             found = sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
             if found != expected:
@@ -197,8 +205,6 @@ class ModelRepository:
                     expected=f"sha256 {expected[:12]}…, as the manifest says",
                     fix="Restore the file or train again.",
                 )
-        tokenizer = self.root / ENCODER / str(manifest.encoder) / TOKENIZER_FILE
-        return Release(manifest, TextFeatures.from_file(tokenizer, max_tokens=manifest.max_tokens))
 
 
 def _write_durably(path: Path, content: bytes | Path) -> str:

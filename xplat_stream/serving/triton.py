@@ -41,8 +41,8 @@ class TritonScorer:
         vectors: list[bytes] = [b""] * len(texts)
         for batch in release.texts.batches(texts, size=self._settings.encoder_batch):
             inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-            found = await self._infer(ENCODER, release.encoder, inputs, "vector")
-            _check("vector", found, (len(batch.where), release.manifest.width))
+            found = await self.infer(ENCODER, release.encoder, inputs, "vector")
+            require_shape("vector", found, (len(batch.where), release.manifest.width))
             for position, vector in zip(batch.where, found.astype(np.float16), strict=True):
                 vectors[position] = vector.tobytes()
         return vectors
@@ -53,13 +53,11 @@ class TritonScorer:
         parts = []
         for start in range(0, users, self._settings.head_batch):
             part = {name: array[start : start + self._settings.head_batch] for name, array in inputs._asdict().items()}
-            parts.append(self._infer(HEAD, release.number, part, "scores"))
+            parts.append(self.infer(HEAD, release.number, part, "scores"))
         labels = len(release.manifest.labels)
         scores = np.concatenate(await asyncio.gather(*parts)) if parts else np.zeros((0, labels), np.float32)
-        _check("scores", scores, (users, labels))
-        if users and (scores.min() < 0 or scores.max() > 1):
-            message = f"scores reach from {scores.min()} to {scores.max()}; expected [0, 1]"
-            raise InvalidScores(message)
+        require_shape("scores", scores, (users, labels))
+        require_probabilities(scores)
         return scores
 
     async def check_golden(self, release: Release) -> None:
@@ -75,15 +73,19 @@ class TritonScorer:
                 np.array(golden.head_age, np.float32),
             ),
         )
-        for name, found, expected in (("vectors", vectors, golden.vectors), ("scores", scores, golden.scores)):
-            worst = float(np.abs(np.array(found, np.float32) - np.array(expected, np.float32)).max())
-            if worst > GOLDEN_TOLERANCE:
-                raise ReleaseError(
-                    f"release {release.number} answers differently: golden {name} are off by {worst:.4f}",
-                    where=self._settings.url,
-                    expected=f"at most {GOLDEN_TOLERANCE}",
-                    fix="The server runs other files or another runtime than the trainer exported for.",
-                )
+        self.require_same(release.number, "vectors", np.array(vectors), golden.vectors)
+        self.require_same(release.number, "scores", scores, golden.scores)
+
+    def require_same(self, number: int, name: str, found: NDArray[Any], golden: list[list[float]]) -> None:
+        """Raise `ReleaseError` when a server's answer to golden requests is not the one of the trained model."""
+        worst = float(np.abs(found.astype(np.float32) - np.array(golden, np.float32)).max())
+        if not worst <= GOLDEN_TOLERANCE:  # NaN too
+            raise ReleaseError(
+                f"release {number} answers differently: golden {name} are off by {worst:.4f}",
+                where=self._settings.url,
+                expected=f"at most {GOLDEN_TOLERANCE}",
+                fix="The server runs other files or another runtime than the trainer exported for.",
+            )
 
     async def load(self, model: str, version: int) -> None:
         """Load the newest versions of a model and wait until `version` is ready; those in use stay loaded.
@@ -103,6 +105,13 @@ class TritonScorer:
                 expected="the version READY",
                 fix="See Triton's log; the versions loaded before keep serving.",
             ) from error
+
+    async def unload(self, model: str) -> None:
+        """Let the server drop every version of a model. Raises `TritonUnavailable`."""
+        try:
+            await self._client.unload_model(model, client_timeout=_LOAD_S)
+        except InferenceServerException as error:
+            raise self._unavailable(f"{model} is not unloaded: {_words(error)}") from error
 
     async def is_ready(self, release: Release | None = None) -> bool:
         """Tell whether the server answers and, when one is named, has both models of a release loaded."""
@@ -131,7 +140,8 @@ class TritonScorer:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _infer(self, model: str, version: int, arrays: dict[str, NDArray[Any]], output: str) -> NDArray[Any]:
+    async def infer(self, model: str, version: int, arrays: dict[str, NDArray[Any]], output: str) -> NDArray[Any]:
+        """Ask one version of a model, whatever its inputs, once. Raises `TritonUnavailable`, `InvalidScores`."""
         inputs = []
         for name, array in arrays.items():
             one = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
@@ -162,12 +172,20 @@ class TritonScorer:
         )
 
 
-def _check(name: str, found: NDArray[Any], shape: tuple[int, ...]) -> None:
+def require_shape(name: str, found: NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Raise `InvalidScores` unless an answer has this shape and every number in it is finite."""
     if found.shape != shape:
         message = f"{name} has shape {found.shape}; expected {shape}"
         raise InvalidScores(message)
     if not np.isfinite(found).all():
         message = f"{name} holds NaN or infinity"
+        raise InvalidScores(message)
+
+
+def require_probabilities(scores: NDArray[np.float32]) -> None:
+    """Raise `InvalidScores` unless all scores lie in [0, 1]."""
+    if scores.size and (scores.min() < 0 or scores.max() > 1):
+        message = f"scores reach from {scores.min()} to {scores.max()}; expected [0, 1]"
         raise InvalidScores(message)
 
 
