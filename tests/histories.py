@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from types import SimpleNamespace, coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -317,6 +317,11 @@ class WorldOutbox:
 # ---- workers and their world -----------------------------------------------------------------------------------------
 
 
+def _driven(work: Callable[[], Coroutine[None, None, None]]) -> Generator[None, None, None]:
+    """Begin the work with the first step: who is thrown away before leaves no coroutine that nobody awaited."""
+    yield from work().__await__()
+
+
 class Worker:
     """One process's lane of one partition, from taking over to its end. See `streams.lanes` for what it follows."""
 
@@ -345,7 +350,7 @@ class Worker:
         self.pipeline.release = RELEASE if scored else None
         self._position = self._first_position()
         self._done: Counter[str] = Counter()
-        self._life: Coroutine[None, None, None] | None = self._restore()
+        self._life: Generator[None, None, None] | None = _driven(self._restore)
         self.alive = True
 
     @property
@@ -389,13 +394,13 @@ class Worker:
         records = [record for topic, end in ends.items() for record in log[topic][self._position[topic] : end]]
         self._position.update({topic: end - self._position[topic] for topic, end in ends.items()})
         if records:
-            self._life = self._chunk(records, ends, commit=commit)
+            self._life = _driven(partial(self._chunk, records, ends, commit=commit))
 
     def rescore(self) -> None:
         """Begin to score again whose profiles are degraded, to be driven on by `go`."""
         assert not self.busy
         if self.store.has_pending:
-            self._life = self._rescore()
+            self._life = _driven(self._rescore)
 
     def write(self, place: tuple[str, int], key: bytes, value: bytes | None, headers: Headers) -> int:
         """Append a record to Kafka. Returns the offset after it."""

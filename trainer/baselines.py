@@ -14,6 +14,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
+from trainer.examples import last_of_each
 from trainer.measures import ndcg
 from xplat_stream.event import ACTION_INDEX, NEGATIVE_ACTIONS
 
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from trainer.compact import Compact
     from trainer.methods import Method
     from trainer.study import Cuts, Study
+    from trainer.texts import TextTable
 
     Scores = NDArray[np.float32]  # (cuts, labels)
 
@@ -102,34 +105,32 @@ class DecayedCounts:
         share = popular(train)
         quality = {}
         for half_life in _HALF_LIVES_DAYS:
-            counts = decayed_counts(study, tune, half_life)
+            counts = decayed_counts(study.texts, tune.inputs, half_life)
             for prior in _PRIOR_WEIGHTS:
-                quality[half_life, prior] = ndcg(_shares(counts, share, prior), tune.targets).mean()
+                quality[half_life, prior] = ndcg(shares(counts, share, prior), tune.targets).mean()
         half_life, prior = max(quality, key=quality.__getitem__)
-        return Scorer(lambda cuts: _shares(decayed_counts(study, cuts, half_life), share, prior))
+        return Scorer(lambda cuts: shares(decayed_counts(study.texts, cuts.inputs, half_life), share, prior))
 
 
-def decayed_counts(study: Study, cuts: Cuts, half_life_days: float) -> Scores:
-    """Return each window's label counts (cuts, labels), an event counting half after every `half_life_days`."""
-    inputs = cuts.inputs
+def decayed_counts(texts: TextTable, inputs: Compact, half_life_days: float) -> Scores:
+    """Return each window's label counts (windows, labels), an event counting half after every `half_life_days`."""
     counted = (inputs.action > 0) & ~np.isin(inputs.action, _NEGATIVE)
     weight = np.where(counted, 0.5 ** (np.expm1(inputs.age) / (24 * half_life_days)), 0)
-    return np.asarray(event_matrix(study, cuts, weight) @ own_labels(study), np.float32)
+    return np.asarray(event_matrix(inputs, weight, len(texts.texts)) @ own_labels(texts), np.float32)
 
 
-def own_labels(study: Study) -> Scores:
+def own_labels(texts: TextTable) -> Scores:
     """Return (texts + 1, labels): the labels that an item with a text names itself; row 0 is the empty text."""
-    return np.concatenate([np.zeros((1, study.texts.own.shape[1]), np.float32), study.texts.own])
+    return np.concatenate([np.zeros((1, texts.own.shape[1]), np.float32), texts.own])
 
 
-def event_matrix(study: Study, cuts: Cuts, weight: NDArray[Any]) -> sparse.csr_matrix:
-    """Return (cuts, texts + 1): how much weight of a window's events (cuts, events) lies on each text."""
+def event_matrix(inputs: Compact, weight: NDArray[Any], texts: int) -> sparse.csr_matrix:
+    """Return (windows, texts + 1): how much weight of a window's events (windows, events) lies on each text."""
     rows, columns = np.nonzero(weight)
-    shape = (len(cuts), len(study.texts.texts) + 1)
-    return sparse.csr_matrix((weight[rows, columns], (rows, cuts.inputs.text[rows, columns])), shape)
+    return sparse.csr_matrix((weight[rows, columns], (rows, inputs.text[rows, columns])), (len(weight), texts + 1))
 
 
-def _shares(counts: Scores, share: NDArray[np.float32], prior: float) -> Scores:
+def shares(counts: Scores, share: NDArray[np.float32], prior: float) -> Scores:
     """Return counts as shares, smoothed by `prior` events' worth of popularity."""
     smoothed = (counts + prior * share) / (counts.sum(axis=1, keepdims=True) + prior)
     return np.asarray(smoothed, np.float32)
@@ -170,7 +171,7 @@ class Neighbors:
 
 
 def _presence(study: Study, cuts: Cuts) -> sparse.csr_matrix:
-    matrix = event_matrix(study, cuts, (cuts.inputs.text > 0).astype(np.float32))
+    matrix = event_matrix(cuts.inputs, (cuts.inputs.text > 0).astype(np.float32), len(study.texts.texts))
     matrix.sum_duplicates()
     return matrix.minimum(1)
 
@@ -188,8 +189,7 @@ class Linear:
 
     def fit(self, study: Study, train: Cuts, tune: Cuts) -> Scorer:
         """See `Method`."""
-        rows = last_cuts(train)
-        examples = train.take(rows)
+        examples = train.take(last_of_each(train.user))
         features = _Features(study, examples, words=self.words, counts=self.counts)
         inputs, tuned = features.of(examples), features.of(tune)
         best: tuple[float, Callable[[Any], Scores]] | None = None
@@ -200,11 +200,6 @@ class Linear:
                 best = (quality, predict)
         chosen = best[1] if best else one_a_label(inputs, examples.targets, 1.0)
         return Scorer(lambda cuts: chosen(features.of(cuts)))
-
-
-def last_cuts(cuts: Cuts) -> NDArray[np.int64]:
-    """Return the row of each user's last cut."""
-    return np.flatnonzero(np.append(cuts.user[1:] != cuts.user[:-1], True)) if len(cuts) else np.zeros(0, np.int64)
 
 
 class _Features:
@@ -224,7 +219,8 @@ class _Features:
             self._idf = TfidfTransformer(sublinear_tf=True).fit(self._bag(examples))
 
     def _bag(self, cuts: Cuts) -> sparse.csr_matrix:
-        return event_matrix(self._study, cuts, (cuts.inputs.text > 0).astype(np.float32)) @ self._words
+        presence = (cuts.inputs.text > 0).astype(np.float32)
+        return event_matrix(cuts.inputs, presence, len(self._study.texts.texts)) @ self._words
 
     def of(self, cuts: Cuts) -> sparse.csr_matrix:
         """Return (cuts, features)."""
@@ -232,7 +228,8 @@ class _Features:
         if self._words is not None:
             parts.append(self._idf.transform(self._bag(cuts)))
         if self._counts:
-            counts = event_matrix(self._study, cuts, _recency(cuts)) @ own_labels(self._study)
+            texts = self._study.texts
+            counts = event_matrix(cuts.inputs, _recency(cuts), len(texts.texts)) @ own_labels(texts)
             parts.append(sparse.csr_matrix(np.log1p(counts)))
         return sparse.hstack(parts).tocsr()
 

@@ -66,10 +66,8 @@ class Compact(NamedTuple):
         def moved(array: NDArray[Any]) -> NDArray[Any]:
             return np.where(present, np.take_along_axis(array, order, axis=1), 0).astype(array.dtype)
 
-        hours = np.expm1(moved(self.age).astype(np.float64))
-        newest = np.where(present, hours, np.inf).min(axis=1, keepdims=True, initial=np.inf)
-        age = np.log1p(np.where(present, hours - np.where(np.isfinite(newest), newest, 0), 0))
-        return Compact(moved(self.text), moved(self.platform), moved(self.action), age.astype(np.float32), length)
+        age = since_newest(moved(self.age), present)
+        return Compact(moved(self.text), moved(self.platform), moved(self.action), age, length)
 
     @classmethod
     def join(cls, parts: Sequence[Compact]) -> Compact:
@@ -111,6 +109,14 @@ def compact(
             for part in parts
         ]
     )
+
+
+def since_newest(age: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return ages (windows, events) counted from the newest event that is present: nobody knows of a later one."""
+    hours = np.expm1(age.astype(np.float64))
+    newest = np.where(present, hours, np.inf).min(axis=1, keepdims=True, initial=np.inf)
+    since = np.where(present, hours - np.where(np.isfinite(newest), newest, 0), 0)
+    return np.asarray(np.log1p(since), np.float32)
 
 
 def vector_table(vectors: NDArray[np.float16]) -> NDArray[np.float16]:

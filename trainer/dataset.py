@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
 
-from trainer.examples import Cut, Examples, ExampleWriter, Trail, Windows, bit_positions, cuts_of
+from trainer.examples import Cut, Examples, ExampleWriter, Trail, Windows, bit_positions, cuts_of, last_of_each
 from trainer.histories import Log, gather
 from trainer.study import target_platforms
 from xplat_stream.errors import DataError
@@ -143,7 +143,8 @@ def split_study(study: Study, options: TrainOptions, by: SplitBy) -> Dataset:
     split_at = 0
     if by == "user":
         validated = study.fold == 0
-        train, late = np.flatnonzero(~validated[cuts.user]), np.flatnonzero(validated[cuts.user] & _is_last(cuts))
+        last = last_of_each(cuts.user)
+        train, late = np.flatnonzero(~validated[cuts.user]), last[validated[cuts.user[last]]]
         late = late[np.isin(cuts.user[late], study.test.user)]
     else:
         split_at = study.histories.nth_time(1 - options.validation_share, min_events=1)[1]
@@ -205,10 +206,6 @@ def _ends(study: Study, cuts: Cuts) -> NDArray[np.int64]:
         after = int(np.searchsorted(times, cuts.at[row], side="right"))
         ends[row] = times[min(after - 1 + study.task.label_events, len(times)) - 1]
     return ends
-
-
-def _is_last(cuts: Cuts) -> NDArray[np.bool_]:
-    return np.append(cuts.user[1:] != cuts.user[:-1], True)[: len(cuts)]
 
 
 def _newest(cuts: Cuts, rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:

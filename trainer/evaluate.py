@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 from rich.table import Table
 
-from trainer.measures import best_threshold, calibration_error, ndcg
-from xplat_stream.event import ACTION_INDEX, NEGATIVE_ACTIONS
+from trainer.baselines import COUNTS, POPULARITY, decayed_counts, shares
+from trainer.measures import Counts, best_threshold, calibration_error, ndcg
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,14 +30,10 @@ if TYPE_CHECKING:
     Scores = NDArray[np.float32]  # (windows, labels)
 
 MODEL: Final = "model"
-POPULARITY: Final = "popularity"
-COUNTS: Final = "decayed counts"
 
 _HALF_LIVES_DAYS: Final = (0.25, 1.0, 4.0, 16.0, 64.0)
 _PRIOR_WEIGHTS: Final = (0.1, 1.0, 5.0)
 _CHOOSE_ON: Final = 2000
-_CHUNK: Final = 512
-_NEGATIVE: Final = [ACTION_INDEX[action] + 1 for action in sorted(NEGATIVE_ACTIONS)]
 
 
 class MethodQuality(msgspec.Struct, frozen=True):
@@ -99,17 +95,13 @@ def evaluate(
 
 def _quality(slugs: list[str], scores: tuple[Scores, Scores], train: Scores, test: Scores) -> MethodQuality:
     threshold = best_threshold(scores[0], train)
-    chosen = scores[1] >= threshold
-    right = (chosen & (test > 0)).sum(axis=0)  # (labels,)
-    named, true = chosen.sum(axis=0), test.sum(axis=0)
-    label_f1 = 2 * right / np.maximum(named + true, 1)
-    seen = true > 0  # a label no validation target names has no F1
+    counts = Counts.of(scores[1] >= threshold, test)
     return MethodQuality(
-        float(2 * right.sum() / max(named.sum() + true.sum(), 1)),
-        float(label_f1[seen].mean()) if seen.any() else 0.0,
+        counts.micro_f1(),
+        counts.macro_f1(),
         float(ndcg(scores[1], test).mean()),
         float(threshold),
-        {slug: round(float(value), 4) for slug, value in zip(slugs, label_f1, strict=True)},
+        {slug: round(float(value), 4) for slug, value in zip(slugs, counts.label_f1(), strict=True)},
     )
 
 
@@ -123,36 +115,17 @@ def baselines(
     sample = inputs.every(step)
     quality = {}
     for half_life in _HALF_LIVES_DAYS:
-        counts = decayed_counts(sample, texts, half_life)
+        counts = decayed_counts(texts, sample, half_life)
         for prior in _PRIOR_WEIGHTS:
-            quality[half_life, prior] = ndcg(_shares(counts, popular, prior), targets[::step]).mean()
+            quality[half_life, prior] = ndcg(shares(counts, popular, prior), targets[::step]).mean()
     half_life, prior = max(quality, key=quality.__getitem__)
     return {
         POPULARITY: (np.tile(popular, (len(targets), 1)), np.tile(popular, (len(test.length), 1))),
         COUNTS: (
-            _shares(decayed_counts(inputs, texts, half_life), popular, prior),
-            _shares(decayed_counts(test, texts, half_life), popular, prior),
+            shares(decayed_counts(texts, inputs, half_life), popular, prior),
+            shares(decayed_counts(texts, test, half_life), popular, prior),
         ),
     }
-
-
-def decayed_counts(inputs: Compact, texts: TextTable, half_life_days: float) -> Scores:
-    """Return each window's label counts (windows, labels), an event counting half after every `half_life_days`."""
-    own = np.concatenate([np.zeros((1, texts.own.shape[1]), np.float32), texts.own])  # (texts + 1, labels)
-    hours = np.expm1(inputs.age)
-    counted = (inputs.action > 0) & ~np.isin(inputs.action, _NEGATIVE)
-    weight = np.where(counted, 0.5 ** (hours / (24 * half_life_days)), 0).astype(np.float32)  # (windows, events)
-    found = np.zeros((len(weight), own.shape[1]), np.float32)
-    for start in range(0, len(weight), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        found[part] = np.einsum("we,wel->wl", weight[part], own[inputs.text[part]])
-    return found
-
-
-def _shares(counts: Scores, popular: NDArray[np.float32], prior: float) -> Scores:
-    """Return counts as shares, smoothed by `prior` events' worth of popularity."""
-    smoothed = (counts + prior * popular) / (counts.sum(axis=1, keepdims=True) + prior)
-    return np.asarray(smoothed, np.float32)
 
 
 def render(evaluation: Evaluation) -> Table:

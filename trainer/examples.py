@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -203,6 +203,11 @@ def spread(positions: Sequence[int], most: int) -> list[int]:
         return list(positions)
     steps = np.linspace(0, len(positions) - 1, most).round().astype(int)
     return [positions[step] for step in sorted(set(steps.tolist()))]
+
+
+def last_of_each(users: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the row of each user's last example (users,). `users` (examples,): a user's examples lie together."""
+    return np.flatnonzero(np.append(users[1:] != users[:-1], True)) if len(users) else np.zeros(0, np.int64)
 
 
 def bit_positions(mask: int) -> list[int]:

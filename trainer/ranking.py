@@ -271,7 +271,7 @@ class Counts:
     def _fade(self, days: float) -> NDArray[np.float64]:
         """Return each item's faded count right after each of its events (events,)."""
         same = self._items[1:] == self._items[:-1]
-        kept = np.where(same, np.exp(-np.diff(self._times) / (days * _DAY_MS)), 0.0)
+        kept = np.exp(-np.maximum(np.diff(self._times), 0) / (days * _DAY_MS))  # of one item, times only rise
         found = np.ones(len(self._items))
         for event in np.flatnonzero(same):
             found[event + 1] += found[event] * kept[event]

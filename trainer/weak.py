@@ -11,17 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
-import torch
-from torch.nn import functional
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
-    from trainer.models import Base
     from trainer.texts import TextTable
-    from xplat_stream.serving.features import TextFeatures
     from xplat_stream.taxonomy import Taxonomy
 
 _RIGHT_ENOUGH: Final = 0.5
@@ -64,16 +58,3 @@ def weak_labels(texts: TextTable, vectors: NDArray[np.float32], labels: NDArray[
         own[given, nearest[given]] = 1
         trust[given] = precision[fit[-1]]
     return WeakLabels(own, trust)
-
-
-@torch.no_grad()
-def mean_vectors(base: Base, features: TextFeatures, texts: Sequence[str]) -> NDArray[np.float32]:
-    """Return the pretrained encoder's own vectors (texts, hidden): the mean over the tokens, of unit length."""
-    base.model.eval()
-    found = np.zeros((len(texts), base.hidden), np.float32)
-    for batch in features.batches(texts, size=_BATCH):
-        ids, mask = (torch.from_numpy(array).to(base.model.device) for array in batch[1:])
-        tokens = base.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        mean = (tokens * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
-        found[batch.where] = functional.normalize(mean, dim=-1).cpu().numpy()
-    return found

@@ -147,7 +147,7 @@ async def _both_still_answer(settings: Settings, numbers: list[int]) -> None:
 def test_the_log_in_kafka_is_evaluated_on(own: Settings, tmp_path) -> None:
     """`xplat evaluate --from-topic` says what videos and posts tell of the shop; nothing leaks, and history counts."""
     simulate(own, Population(load_taxonomy(), users=150, seed=6), history_events=EVENTS, history_days=20, rate_per_s=0)
-    words = ("--from-topic", "--target", "shop", "--folds", "2", "--min-label-users", "10", "--json")
+    words = ("--from-topic", "--target", "shop", "--folds", "2", "--min-label-users", "10", "--teachers", "0", "--json")
     done = subprocess.run(
         [str(XPLAT), "evaluate", *words],
         env=environment(own),

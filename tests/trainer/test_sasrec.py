@@ -13,7 +13,7 @@ from trainer.study import A_ONLY, B_ONLY, EVERYTHING, Study, Task, build_study
 from xplat_stream.event import Event, Millis, Object, UserId
 from xplat_stream.window import WindowSpec
 
-SMALL = SASRec(options=SequenceOptions(width=16, layers=1, heads=2, dropout=0.1, batch=16, epochs=20, patience=20))
+SMALL = SASRec(options=SequenceOptions(width=16, layers=1, heads=2, dropout=0.1, batch=8, epochs=20, patience=20))
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,9 @@ def study() -> Study:
     for user in range(80):
         liked = int(random.integers(len(labels)))
         for step in range(14):
-            # Three purchases of anything, that nothing can be told from, then videos, then what they were about.
+            # Three purchases of anything, that nothing can be told from; then each video before what it was about.
             subject = int(random.integers(len(labels))) if step < 3 else liked
-            shop = step < 3 or step > 8
+            shop = step < 3 or step % 2 == 0
             number = int(random.integers(3))
             item = Object(
                 f"{'buy' if shop else 'watch'}-{subject}-{number}",
@@ -45,10 +45,11 @@ def study() -> Study:
 
 def test_interests_cross_from_platform_to_platform(study):
     """Labels of the target are foretold from a source without labels, far better than by how frequent they are."""
-    mine = try_method(study, SMALL, views=(A_ONLY,), folds=(0, 1))[A_ONLY].scores
-    other = try_method(study, Popularity(), views=(A_ONLY,), folds=(0, 1))[A_ONLY].scores
+    mine = try_method(study, SMALL, views=(A_ONLY,), folds=(0,))[A_ONLY].scores
+    other = try_method(study, Popularity(), views=(A_ONLY,), folds=(0,))[A_ONLY].scores
     tried = np.isfinite(mine).all(axis=1)
     targets = study.test.targets[tried]
+    assert ndcg(mine[tried], targets).mean() > 0.8
     assert ndcg(mine[tried], targets).mean() > ndcg(other[tried], targets).mean() + 0.1
 
 
