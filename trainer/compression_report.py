@@ -11,7 +11,6 @@ from rich.table import Table
 from tokenizers import Tokenizer
 from torch import nn
 
-from trainer.baselines import last_cuts
 from trainer.compress import (
     Windows,
     compressed,
@@ -23,6 +22,7 @@ from trainer.compress import (
     quantized,
     vectors_of,
 )
+from trainer.examples import last_of_each
 from trainer.export import export_encoder
 from trainer.methods import split
 from trainer.models import load_pretrained
@@ -110,7 +110,7 @@ def compression_report(study: Study, settings: Settings, asked: Asked, report: R
         name = f"width {asked.widths[-1]}, {asked.heads[0]} heads fewer, int8"
         drafts.append(_Draft(name, smallest, directions))
     parts = split(study, _FOLD)
-    windows = _windows(parts.train.take(last_cuts(parts.train))), _windows(parts.test)
+    windows = _windows(parts.train.take(last_of_each(parts.train.user))), _windows(parts.test)
     quality = probe_ndcg(original, *windows)
     found = []
     for done, draft in enumerate(drafts, 1):

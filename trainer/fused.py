@@ -20,7 +20,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.baselines import last_cuts, popular
+from trainer.baselines import popular
+from trainer.examples import last_of_each
 from trainer.fit import prior_logits
 from trainer.models import default_base, load_pretrained
 from trainer.progress import silent
@@ -162,7 +163,7 @@ class FusedMethod:
             network, tokenizer = _untrained(options, prior_logits(popular(train)))
             fitted = FusedFitted(network, tokenizer, options.max_tokens, study)
             tuning = fused_texts(study, tune, np.arange(len(tune)), max_tokens=options.max_tokens)
-            steps = options.epochs * -(-min(options.users, len(last_cuts(train))) // options.batch)
+            steps = options.epochs * -(-min(options.users, len(last_of_each(train.user))) // options.batch)
             optimizer = _optimizer(network, options)
             pace = schedule(optimizer, steps)
             patience = Patience(network, options.patience)
@@ -226,7 +227,7 @@ def _optimizer(network: Fused, options: FusedOptions) -> torch.optim.AdamW:
 
 def _cuts_shown(cuts: Cuts, random: np.random.Generator, most: int, *, last: bool) -> NDArray[np.int64]:
     """Return one cut of each user, the last or one at random, of `most` users at the most."""
-    ends = last_cuts(cuts)
+    ends = last_of_each(cuts.user)
     starts = np.concatenate([[0], ends[:-1] + 1])
     rows = ends if last else random.integers(starts, ends + 1)
     return np.asarray(random.permutation(rows)[:most], np.int64)
