@@ -45,10 +45,13 @@ def evaluate(
         bool, typer.Option("--plant-harmful", help="Add a platform of random items; does the guard mute it?")
     ] = False,
     rank: Annotated[str, typer.Option(help="Platforms to measure item ranking on, joined by commas.")] = "",
+    jobs: Annotated[int, typer.Option(min=0, help="Folds fitted side by side; 0 = one a core.")] = 0,
     report: Annotated[Path | None, typer.Option(help="Folder for report.md, report.json and plots.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Measure the model beside baselines on users it never saw; exit code 1 where a leak check fails."""
+    from joblib import parallel_config
+
     from trainer.evaluation import EvaluateOptions
     from trainer.evaluation import evaluate as evaluate_log
     from trainer.progress import RichProgress
@@ -61,7 +64,7 @@ def evaluate(
         raise typer.BadParameter("--labels is for folders; topics have the taxonomy of the settings")
     console = Console(stderr=True)
     task = Task(names(target), names(source), min_label_users=min_label_users)
-    with RichProgress(console) as progress:
+    with RichProgress(console) as progress, parallel_config(n_jobs=jobs or -1):
         subject = _subject(dataset, labels or DEFAULT_LABELS, min_label_users, horizon_days, progress)
         main, others = _methods(teachers, fused, progress)
         findings = evaluate_log(

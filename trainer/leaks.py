@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from trainer.measures import bootstrap_mean, ndcg
-from trainer.methods import split, try_looks
+from trainer.methods import prepare, split, try_looks
 from trainer.study import A_ONLY, EVERYTHING
 
 if TYPE_CHECKING:
@@ -101,6 +101,10 @@ class _Permuted:
     def __init__(self, method: Method, seed: int) -> None:
         self.name = method.name
         self._method, self._seed = method, seed
+
+    def prepare(self, study: Study) -> None:
+        """See `trainer.methods.Prepares`."""
+        prepare(self._method, study)
 
     def fit(self, study: Study, train: Cuts, tune: Cuts) -> Fitted:
         """See `Method`."""

@@ -7,9 +7,10 @@ are methods, so a report sets them side by side on the same users, the same wind
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from joblib import Parallel, delayed
 
 from trainer.measures import expected_threshold
 from trainer.study import FOLDS
@@ -47,6 +48,24 @@ class Method(Protocol):
         `study` may be asked for texts, platforms and items, and for the history of a cut before it; never for what
         comes after a cut that is not in `train`.
         """
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A method of which a part is the same for every fold."""
+
+    def prepare(self, study: Study) -> None:
+        """Do that part, and keep it."""
+
+
+class Watch(Protocol):
+    """Looks at the model of every fold."""
+
+    def look(self, parts: Split, fitted: Fitted) -> object:
+        """Return what it sees of one; changes nothing, for it may run in another process."""
+
+    def note(self, seen: Any) -> None:
+        """Remember what `look` returned."""
 
 
 class Tuned(NamedTuple):
@@ -96,6 +115,12 @@ def views_of(study: Study, cuts: Cuts, view: str) -> Cuts:
     return cuts.seeing(study.views()[view])
 
 
+def prepare(method: Method, study: Study) -> None:
+    """Let a method do what is the same for every fold, if there is such a part."""
+    if isinstance(method, Prepares):
+        method.prepare(study)
+
+
 def scores_of(name: str, fitted: Fitted, cuts: Cuts) -> Scores:
     """Return a fitted method's scores of cuts (cuts, labels).
 
@@ -131,25 +156,43 @@ def try_looks(
     *,
     folds: Collection[int] = range(FOLDS),
     report: Callable[[int], None] | None = None,
-    watch: Callable[[Split, Fitted], None] | None = None,
+    watch: Watch | None = None,
 ) -> Mapping[str, Trial]:
     """Fit a method once a fold and score that fold's users under each look. Users of folds left out score NaN.
 
-    `watch` is shown every fold's cuts and fitted method. Raises `InvalidScores`.
+    Folds are fitted side by side inside `joblib.parallel_config(n_jobs=…)`, one after the other outside of it; what
+    comes out is the same. `watch` sees every fold. Raises `InvalidScores`.
     """
+    prepare(method, study)  # once, here: not in every process
     shape = study.test.targets.shape
     found = {look: Trial(np.full(shape, np.nan, np.float32), np.full(shape[0], np.nan, np.float32)) for look in looks}
-    for done, fold in enumerate(folds, 1):
-        parts = split(study, fold)
-        fitted = method.fit(study, parts.train, parts.tune)
-        for look, seen in looks.items():
-            tuned = scores_of(method.name, fitted, seen(parts.tune))
-            found[look].scores[parts.rows] = scores_of(method.name, fitted, seen(parts.test))
-            found[look].threshold[parts.rows] = expected_threshold(tuned)
-            told = Tuned(parts.rows, tuned, parts.tune.targets)
+    tried = Parallel(return_as="generator")(delayed(_tried)(study, method, looks, fold, watch) for fold in folds)
+    for done, fold in enumerate(tried, 1):
+        for look, (scores, tuned) in fold.scores.items():
+            found[look].scores[fold.parts.rows] = scores
+            found[look].threshold[fold.parts.rows] = expected_threshold(tuned)
+            told = Tuned(fold.parts.rows, tuned, fold.parts.tune.targets)
             found[look] = found[look]._replace(tuned=(*found[look].tuned, told))
         if watch is not None:
-            watch(parts, fitted)
+            watch.note(fold.seen)
         if report is not None:
             report(done)
     return found
+
+
+class _Tried(NamedTuple):
+    """What one fold's model says."""
+
+    parts: Split
+    scores: dict[str, tuple[Scores, Scores]]  # look → of the test users, of the tuning users
+    seen: object
+
+
+def _tried(study: Study, method: Method, looks: Mapping[str, Look], fold: int, watch: Watch | None) -> _Tried:
+    parts = split(study, fold)
+    fitted = method.fit(study, parts.train, parts.tune)
+    scores = {
+        look: (scores_of(method.name, fitted, seen(parts.test)), scores_of(method.name, fitted, seen(parts.tune)))
+        for look, seen in looks.items()
+    }
+    return _Tried(parts, scores, None if watch is None else watch.look(parts, fitted))

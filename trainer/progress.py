@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from rich.console import Console
     from rich.progress import TaskID
@@ -25,6 +25,10 @@ class Report(Protocol):
 
 def silent(stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
     """Report to nobody."""
+
+
+def _nobody() -> Report:
+    return silent
 
 
 class RichProgress:
@@ -59,6 +63,10 @@ class RichProgress:
         elif total and done >= total and stage not in self._finished:
             self._finished.add(stage)
             self._console.print(f"{stage}: {done}/{total} {words}".rstrip(), highlight=False, soft_wrap=True)
+
+    def __reduce__(self) -> tuple[Callable[[], Report], tuple[()]]:
+        """In another process there is no terminal of ours: what is sent there is `silent`."""
+        return _nobody, ()
 
     def __enter__(self) -> Self:
         self._progress.start()

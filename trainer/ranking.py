@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from rich.table import Table
 from scipy import sparse
 from scipy.optimize import minimize
@@ -445,20 +447,16 @@ def rank_items(
     text = principal(np.asarray(vectors(texts), np.float32), options.text_width)
     laps.end("vectors")
 
-    def fit(seed: int, text: Floats | None, *, clock: bool) -> SequenceModel:
-        return fit_sequences(
-            data.train,
-            data.platform,
-            text=text,
-            options=replace(options.sequence, seed=seed, clock=clock),
-            quality=lambda model: validation_ndcg(data, model),
-            report=report,
-        )
-
-    ids = NextItem(data, [fit(options.seed, None, clock=False)])
-    laps.end(IDS)
-    ours = NextItem(data, [fit(options.seed + one, text, clock=True) for one in range(options.models)])
-    laps.end(TEXT)
+    # Side by side inside `joblib.parallel_config(n_jobs=…)`; the first knows ids only.
+    fit = partial(_fitted, data, options.sequence, report)
+    found = Parallel()(
+        delayed(fit)(seed, None if one < 0 else text)
+        for one, seed in [(-1, options.seed), *((one, options.seed + one) for one in range(options.models))]
+    )
+    models, seconds = zip(*found, strict=True)
+    ids, ours = NextItem(data, models[:1]), NextItem(data, models[1:])
+    laps.found |= {IDS: seconds[0], TEXT: round(sum(seconds[1:]), 1)}
+    laps.begin()
     features = Features(data, ids, ours)
     weights = [_weights(data, features, platform) for platform in range(len(platforms))]
     laps.end("blends")
@@ -492,6 +490,22 @@ def rank_items(
         },
         cpu_seconds=laps.found,
     )
+
+
+def _fitted(
+    data: LeaveOneOut, options: SequenceOptions, report: Report, seed: int, text: Floats | None
+) -> tuple[SequenceModel, float]:
+    """Return a model, which looks at the clock if it reads texts, and the CPU seconds it took."""
+    begun = time.process_time()
+    model = fit_sequences(
+        data.train,
+        data.platform,
+        text=text,
+        options=replace(options, seed=seed, clock=text is not None),
+        quality=lambda model: validation_ndcg(data, model),
+        report=report,
+    )
+    return model, round(time.process_time() - begun, 1)
 
 
 def validation_ndcg(data: LeaveOneOut, model: SequenceModel) -> float:
@@ -571,10 +585,13 @@ def _by_model(
 
 
 class _Laps:
-    """CPU seconds of this process, from the end of one part to that of the next."""
+    """CPU seconds of this process, from the end of one part, or from `begin`, to that of the next."""
 
     def __init__(self) -> None:
         self.found: dict[str, float] = {}
+        self.begin()
+
+    def begin(self) -> None:
         self._at = time.process_time()
 
     def end(self, part: str) -> None:

@@ -80,6 +80,10 @@ class SplitMethod:
         )
         return FittedSplit(encoder, *fit_together(encoder, prepared.states, fitting))
 
+    def prepare(self, study: Study) -> None:
+        """See `trainer.methods.Prepares`."""
+        self.prepared(study.texts)
+
     def prepared(self, texts: TextTable) -> Prepared:
         """Return the transformer, which runs over the texts once, however many folds there are."""
         key = tuple(texts.texts)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from trainer.measures import Interval, bootstrap_mean, ndcg
-from trainer.methods import Split, Trial, scores_of, try_looks
+from trainer.methods import Split, Trial, prepare, scores_of, try_looks
 from trainer.study import target_platforms
 from xplat_stream.event import Event, Millis
 
@@ -41,6 +41,10 @@ class Hiding:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.method.name)
+
+    def prepare(self, study: Study) -> None:
+        """See `trainer.methods.Prepares`."""
+        prepare(self.method, study)
 
     def fit(self, study: Study, train: Cuts, tune: Cuts) -> Fitted:
         """See `Method`."""
@@ -84,26 +88,39 @@ class Harm(NamedTuple):
         return self.hiding.low > 0
 
 
+class _Seen(NamedTuple):
+    """What hiding each source does to the cuts of users held out in one fold."""
+
+    user: NDArray[np.int64]  # (cuts,)
+    gains: dict[int, NDArray[np.float64]]  # source → (cuts,)
+
+
 @dataclass(slots=True)
 class HarmWatch:
-    """Looks over the shoulder of `try_looks` and remembers what hiding each source does to each user held out."""
+    """What hiding each source does to each user held out, as `try_looks` goes. A `trainer.methods.Watch`."""
 
     study: Study
     method: Method
     _sums: dict[int, NDArray[np.float64]] = field(default_factory=dict)  # platform → (histories, 2): gain, cuts
 
-    def __call__(self, parts: Split, fitted: Fitted) -> None:
+    def look(self, parts: Split, fitted: Fitted) -> _Seen:
         """Ask the model of one fold about all cuts of the users that it was not fitted on."""
         chosen = np.zeros(len(self.study.histories), np.bool_)
         chosen[parts.tune.user] = chosen[parts.test.user] = True
         cuts = self.study.train.of_users(chosen)
         everything = set(range(len(self.study.platforms)))
         shown = ndcg(scores_of(self.method.name, fitted, cuts), cuts.targets)
-        for source in sources(self.study):
-            hidden = cuts.seeing(everything - {source})
-            gain = ndcg(scores_of(self.method.name, fitted, hidden), cuts.targets) - shown
-            sums = self._sums.setdefault(source, np.zeros((len(chosen), 2)))
-            np.add.at(sums, cuts.user, np.stack([gain, np.ones_like(gain)], 1))
+        gains = {
+            source: ndcg(scores_of(self.method.name, fitted, cuts.seeing(everything - {source})), cuts.targets) - shown
+            for source in sources(self.study)
+        }
+        return _Seen(cuts.user, gains)
+
+    def note(self, seen: _Seen) -> None:
+        """See `trainer.methods.Watch`."""
+        for source, gain in seen.gains.items():
+            sums = self._sums.setdefault(source, np.zeros((len(self.study.histories), 2)))
+            np.add.at(sums, seen.user, np.stack([gain, np.ones_like(gain)], 1))
 
     def harms(self, outside: int = -1) -> dict[int, Harm]:
         """Return source position → harm, by the users who are not tested in the fold `outside`."""

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from joblib import parallel_config
 
 from tests.trainer.people import FOLDS, TASK, make_people, study, subject
 from trainer.baselines import LINEAR_COUNTS, Linear, Popularity, Scorer
@@ -105,6 +106,16 @@ def test_users_tested_in_a_fold_have_no_say_in_it() -> None:
     outside = [next(iter(watch.harms(outside=fold).values())).users for fold in range(FOLDS)]
     assert all(count < everybody for count in outside)
     assert sum(everybody - count for count in outside) == everybody
+
+
+def test_folds_fitted_side_by_side_find_the_same() -> None:
+    """Two processes or one: the same scores, thresholds and harms."""
+    one = try_guarded(study(), BY_COUNTS, ALL, folds=range(FOLDS))
+    with parallel_config(n_jobs=2):
+        two = try_guarded(study(), BY_COUNTS, ALL, folds=range(FOLDS))
+    np.testing.assert_array_equal(two.trials[EVERYTHING].scores, one.trials[EVERYTHING].scores)
+    np.testing.assert_array_equal(two.trials[EVERYTHING].threshold, one.trials[EVERYTHING].threshold)
+    assert two.harms == one.harms
 
 
 def test_the_matrix_tells_a_source_that_says_something_from_one_that_does_not() -> None:
