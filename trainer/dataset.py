@@ -53,6 +53,8 @@ class Dataset(NamedTuple):
     label_period_ms: int
     skipped_users: int
     """Users with fewer than `min_events` events, or with nothing to foretell."""
+    target: frozenset[int] = frozenset()
+    """Platforms foretold, as windows number them, from 1; none: all."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -176,6 +178,7 @@ def split_study(study: Study, options: TrainOptions, by: SplitBy) -> Dataset:
         Millis(split_at),
         0,
         len(study.histories) - len(np.unique(cuts.user)),
+        study.target(),
     )
 
 

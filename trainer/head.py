@@ -1,6 +1,7 @@
 """The head: vectors of a window → calibrated label scores and a user vector. What Triton serves beside the encoder.
 
-It is a small committee that answers as one network. Its **members** pool the window's vectors with learned queries; its
+It is a small committee that answers as one network. Its **members** pool the window's vectors with learned queries, the
+first of the whole window, the others, where some platforms' labels alone are foretold, of the events on those; its
 **linear branch** is a logistic regression on label counts and on the mean text of each platform, which is what a person
 would try first, which is strong on little data, and which errs differently: their logits are averaged. All of them
 read the labels that a text names from its vector, by one shared layer.
@@ -35,6 +36,8 @@ class HeadShape(NamedTuple):
     width: int = 64
     hidden: int = 128
     dropout: float = 0.3
+    target: frozenset[int] = frozenset()
+    """Platforms, by index from 1, whose labels alone are foretold; none: those of all."""
 
 
 class Window(NamedTuple):
@@ -54,6 +57,7 @@ class Head(nn.Module):
     prior: Tensor
     temperature: Tensor
     share: Tensor
+    target: Tensor
 
     def __init__(self, shape: HeadShape, prior: Tensor, members: int = 1) -> None:
         super().__init__()
@@ -61,6 +65,8 @@ class Head(nn.Module):
         self.register_buffer("prior", prior.clone())  # (labels,), logits of the label frequencies
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("share", torch.zeros(()))  # of the linear branch in the answer
+        on_target = [float(one in shape.target) for one in range(shape.platforms + 1)]
+        self.register_buffer("target", torch.tensor(on_target).unsqueeze(-1))  # (platforms + 1, 1)
         self.evidence = nn.Linear(shape.width, shape.labels)
         self.members = nn.ModuleList(Member(shape, prior) for _ in range(members))
         self.linear = Linear(shape)
@@ -73,9 +79,21 @@ class Head(nn.Module):
         has_text = (texts.abs().sum(-1, keepdim=True) > 0).to(torch.float32)
         return Window(texts, torch.sigmoid(self.evidence(texts)) * has_text, platform, action, age, present)
 
+    def answer(self, number: int, window: Window) -> tuple[Tensor, Tensor]:
+        """Return what one member says of windows, see `Member.forward`.
+
+        What people do elsewhere says little once they are known on the target's own platforms, and much noise is in it:
+        all members but the first look at the target's own events alone, at the whole window where there are none.
+        """
+        if number and self.shape.target:
+            own = window.present * functional.embedding(window.platform, self.target)  # (users, events, 1)
+            window = window._replace(present=torch.where(own.amax(1, keepdim=True) > 0, own, window.present))
+        answer: tuple[Tensor, Tensor] = self.members[number](window)
+        return answer
+
     def residual(self, window: Window) -> tuple[Tensor, Tensor]:
         """Return what windows say beyond the prior, as logits (users, labels), and the user vectors (users, width)."""
-        answers = [member(window) for member in self.members]
+        answers = [self.answer(number, window) for number in range(len(self.members))]
         logits = torch.stack([answer[0] for answer in answers]).mean(0)
         user = torch.stack([answer[1] for answer in answers]).mean(0)
         known = window.present.amax(1)  # (users, 1), 0 for an empty window: it says nothing beyond the prior

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 CACHE_FOLDER: Final = "cache"
 """Below the stack's folder (XPLAT_LOCAL__HOME)."""
 
+_ARRAYS: Final = 2
+"""Version of what `_arrays` returns: what an older one cached is cut again."""
+
 _PARTS: Final = ("train", "tune", "test")
 _EXAMPLE_OPTIONS: Final = (
     "label_period", "label_events", "max_cuts", "max_evaluation_cuts", "min_events", "validation_share",
@@ -85,6 +88,7 @@ def prepare(
     log = held.log
     report("read", 1, 1, {"events": log.events})
     key = {
+        "arrays": _ARRAYS,
         "spec": [spec.per_platform, spec.horizon_ms],
         "options": {name: getattr(options, name) for name in _EXAMPLE_OPTIONS},
         "task": None if recorded is None else [asdict(recorded.task), recorded.split],
@@ -114,6 +118,7 @@ def _arrays(log: Log, data: Dataset) -> Mapping[str, NDArray[Any]]:
         "labels": np.array([label[one] for one in data.labels], np.int64),
         "next_labels": data.texts.next_labels,
         "next_count": data.texts.next_count,
+        "target": np.array(sorted(data.target), np.int64),
         "about": np.array([data.split_at, data.label_period_ms, data.skipped_users], np.int64),
     }
     for name in _PARTS:
@@ -150,4 +155,5 @@ def _restored(log: Log, arrays: Mapping[str, NDArray[Any]]) -> Dataset:
         Millis(split_at),
         period_ms,
         skipped,
+        frozenset(arrays["target"].tolist()),
     )

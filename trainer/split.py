@@ -77,6 +77,7 @@ class SplitMethod:
             self.options,
             self.report,
             [view for view in views if len(view) < len(study.platforms)] or None,
+            study.target(),
         )
         return FittedSplit(encoder, *fit_together(encoder, prepared.states, fitting))
 

@@ -135,6 +135,10 @@ class Study(NamedTuple):
     """Why events or users were left out → how many."""
     spec: WindowSpec
 
+    def target(self) -> frozenset[int]:
+        """Return the platforms foretold, as windows number them, from 1; none where it is all of them."""
+        return frozenset(self.platforms.index(name) + 1 for name in self.task.target)
+
     def views(self) -> dict[str, set[int]]:
         """Return which platforms each view of a window shows: source only, target only, everything."""
         target, source = _sides(self.task, self.platforms)

@@ -146,6 +146,7 @@ def train_data(
         len(data.platforms),
         options,
         report,
+        target=data.target,
     )
 
     # Search: learning rates and sizes that foretell the tuning users best, within a budget of minutes

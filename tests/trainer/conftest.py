@@ -53,9 +53,10 @@ def table(dataset: Dataset) -> NDArray[np.float16]:
 
 @pytest.fixture
 def head() -> Head:
-    """A head with weights at random, so that nothing it computes is zero."""
+    """A head with weights at random, so that nothing it computes is zero; its second member looks at platform 2."""
     torch.manual_seed(0)
-    made = Head(HeadShape(labels=25, platforms=3), torch.linspace(-3, 0, 25))
+    shape = HeadShape(labels=25, platforms=3, target=frozenset({2}))
+    made = Head(shape, torch.linspace(-3, 0, 25), members=2)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return made.eval()
