@@ -208,8 +208,8 @@ def _platforms(findings: Findings) -> str:
 
 Of the evaluated users with events of the platform; NDCG@10. *Hidden*: the change when it is left out, below zero where
 it is useful. The guard asks the models of all folds about users they were not fitted on, at all their cuts. Where
-hiding a source helps with an interval above zero it is muted for this target: the model is fitted again and scores
-without it. The users tested in a fold have no say in what is muted there.{_planted(findings)}"""
+hiding a source helps with a 99.9 % interval above zero it is muted for this target: the model is fitted again and
+scores without it. The users tested in a fold have no say in what is muted there.{_planted(findings)}"""
 
 
 def _planted(findings: Findings) -> str:
