@@ -10,7 +10,8 @@ import base64
 import logging
 import os
 import sys
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -187,13 +188,23 @@ def simulate(
     out_of_order: Annotated[float, typer.Option(min=0, max=1, help="Share of events held back for a while.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Same seed, same people and items.")] = 7,
     truth: Annotated[Path | None, typer.Option(help="Where the latent interests go, for evaluation.")] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Write the past events into this folder, as `xplat replay` reads it; publish none."),
+    ] = None,
 ) -> None:
     """Publish the behavior of a simulated population on three platforms."""
     from xplat_stream.population import Population
+    from xplat_stream.replay import write_recording
     from xplat_stream.simulate import simulate as run
 
     settings = load_settings()
     population = Population(load_taxonomy(settings.model.taxonomy), users=users, seed=seed)
+    if record is not None:
+        end_ms = time.time_ns() // 1_000_000
+        start_ms = end_ms - round(timedelta(days=history_days) / timedelta(milliseconds=1))
+        _print_json(write_recording(record, population.events(start_ms, end_ms, history)))
+        return
     truth = truth or Path(settings.local.home) / "truth.json"
     _print_json(
         run(

@@ -23,7 +23,7 @@ from xplat_stream.kafka import EventProducer
 from xplat_stream.kafka.topics import behavior_topic, create_topics, platform_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from xplat_stream.settings import Settings
@@ -115,6 +115,60 @@ def read_recording(folder: Path, *, platforms: Collection[str] = (), limit: int 
     if limit > 0:
         del lines[limit:]
     return Recording(folder.resolve().name, lines, dict(_read_items(_file(folder, "items"))))
+
+
+class Written(msgspec.Struct, frozen=True):
+    """What `write_recording` wrote."""
+
+    events: int
+    items: int
+    platforms: tuple[str, ...]
+
+
+def write_recording(folder: Path, events: Iterable[Event]) -> Written:
+    """Write events, in any order, as a recording; what an item is called last counts.
+
+    The format has no room for everything: of an item it keeps title, first category path and tags, and tabs and line
+    breaks in words become spaces. Raises `DataError` where an id has one, or the folder cannot be written.
+    """
+    lines: list[tuple[Millis, str]] = []
+    items: dict[tuple[str, str], Object] = {}
+    for event in events:
+        cells = (event.user_id, event.platform, event.object.id, f"{event.occurred_at / 1000:.3f}", event.action)
+        if set("\t\r\n").intersection("".join(cells)):
+            _fail(
+                f"event {event.event_id!r}: an id has a tab or a line break", folder, "ids on one line", "Leave it out."
+            )
+        lines.append((event.occurred_at, _row(cells)))
+        items[event.platform, event.object.id] = event.object
+    lines.sort(key=lambda line: line[0])
+    described = (
+        _row(
+            (item.id, platform, *(" ".join(words.split()) for words in (item.title, _path(item), ",".join(item.tags))))
+        )
+        for (platform, _), item in sorted(items.items())
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, header, rows in (
+            ("events", (*_EVENT_COLUMNS, "action"), (line for _, line in lines)),
+            ("items", (*_ITEM_COLUMNS, "tags"), described),
+        ):
+            with gzip.open(folder / f"{name}.tsv.gz", "wt", encoding="utf-8", newline="\n") as file:
+                file.write(_row(header))
+                file.writelines(rows)
+    except OSError as error:
+        _fail(f"cannot be written: {error.strerror}", folder, "a folder to write to", "Name another folder.")
+    return Written(len(lines), len(items), tuple(sorted({platform for platform, _ in items})))
+
+
+def _path(item: Object) -> str:
+    first = next(iter(item.categories), "")
+    return "|".join(part.strip() for part in first.split(">"))
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "\t".join(cells) + "\n"
 
 
 def recording_files(folder: Path) -> tuple[Path, Path]:

@@ -11,8 +11,8 @@ import pytest
 from xplat_stream import replay as module
 from xplat_stream.adapters import decode_event, encode_event
 from xplat_stream.errors import DataError
-from xplat_stream.event import Event, Object
-from xplat_stream.replay import read_recording, replay
+from xplat_stream.event import Event, Millis, Object, UserId
+from xplat_stream.replay import Written, read_recording, replay, write_recording
 from xplat_stream.settings import Settings
 
 if TYPE_CHECKING:
@@ -163,6 +163,31 @@ def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:
     (path / "items.tsv.gz").unlink()
     with pytest.raises(DataError, match=r"no items file.*items\.tsv\.gz or items\.tsv"):
         read_recording(path)
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    """People, platforms, actions, times to the millisecond, titles, category paths and tags survive."""
+    tea = Object("f1", "product", "Green tea", "", ("Grocery > Tea",), (), ("green", "leaf"))
+    events = [
+        Event("//a#2", UserId("ünna b"), "food", "like", tea, Millis(2_001)),
+        Event("//a#1", UserId("bob"), "video", "play", Object("v1", "video"), Millis(1_500)),
+    ]
+    assert write_recording(tmp_path / "new" / "rec", events) == Written(2, 2, ("food", "video"))
+    found = list(read_recording(tmp_path / "new" / "rec").events())
+    assert [(e.user_id, e.platform, e.action, e.occurred_at) for e in found] == [
+        ("bob", "video", "play", 1_500),
+        ("ünna b", "food", "like", 2_001),
+    ]
+    assert found[1].object == tea
+
+
+def test_words_are_one_line_and_ids_must_be(tmp_path: Path) -> None:
+    """A tab in a title becomes a space; an id that has one is refused, and which."""
+    titled = Event("//a#1", UserId("ann"), "food", "like", Object("f1", "product", "Green\n\ttea"), Millis(1))
+    write_recording(tmp_path, [titled])
+    assert next(read_recording(tmp_path).events()).object.title == "Green tea"
+    with pytest.raises(DataError, match="//a#2"):
+        write_recording(tmp_path, [Event("//a#2", UserId("a\tb"), "food", "like", titled.object, Millis(1))])
 
 
 def test_a_platform_that_is_not_there_is_named(tmp_path: Path) -> None:
