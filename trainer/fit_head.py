@@ -205,7 +205,7 @@ def fit_member(
         head.train()
         for rows in _batches(train.inputs, size, random):
             step = _Step.of(fitting, rows, random)
-            loss = step.loss(head, number, vectors, fitting.texts if named else None)
+            loss = step.loss(head, member, vectors, fitting.texts if named else None)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch ships no annotation
             nn.utils.clip_grad_norm_(kept.parameters(), 1.0)
@@ -214,7 +214,7 @@ def fit_member(
             done += 1
             metrics["loss"] = loss.item()
             fitting.report("head", number * steps + done, len(head.members) * steps, metrics)
-        metrics["validation"] = _validation(head, number, fitting.tune, vectors)
+        metrics["validation"] = _validation(head, member, fitting.tune, vectors)
         if patience.enough(metrics["validation"]):
             break
     patience.restore()
@@ -249,14 +249,14 @@ class _Step(NamedTuple):
             train.next_texts[rows, 0],
         )
 
-    def loss(self, head: Head, number: int, vectors: Vectors, named: TextTable | None) -> Tensor:
+    def loss(self, head: Head, member: Member, vectors: Vectors, named: TextTable | None) -> Tensor:
         """Return BCE of the labels, plus the contrast of the user vectors, plus the labels that texts name."""
         windows, following = self.windows, self.following
         needed, place = np.unique(np.concatenate([windows.text.ravel(), following]), return_inverse=True)
         found = vectors(needed.astype(np.int64))
         inside = found[torch.from_numpy(place[: windows.text.size].reshape(windows.text.shape))]
         window = head.window(inside, *map(torch.from_numpy, (windows.platform, windows.action, windows.age)))
-        logits, user = head.answer(number, window)
+        logits, user = member(window)
         labels = functional.binary_cross_entropy_with_logits(head.prior + logits, self.targets, reduction="none")
         loss = (labels.mean(1) * self.weights).sum()
         if named is not None:
@@ -412,7 +412,7 @@ def _chunks(inputs: Compact) -> Iterator[NDArray[np.int64]]:
 
 
 @torch.no_grad()
-def _validation(head: Head, number: int, tune: LabelledWindows, vectors: Vectors) -> float:
+def _validation(head: Head, member: Member, tune: LabelledWindows, vectors: Vectors) -> float:
     """Return the mean loss a label of the held-out windows."""
     head.eval()
     logits = []
@@ -422,7 +422,7 @@ def _validation(head: Head, number: int, tune: LabelledWindows, vectors: Vectors
         needed, place = np.unique(text, return_inverse=True)
         inside = vectors(needed.astype(np.int64))[torch.from_numpy(place.reshape(text.shape))]
         window = head.window(inside, *map(torch.from_numpy, (platform, action, age)))
-        logits.append(head.prior + head.answer(number, window)[0])
+        logits.append(head.prior + member(window)[0])
     return _bce(torch.cat(logits), tune.targets)
 
 

@@ -1,10 +1,10 @@
 """The head: vectors of a window → calibrated label scores and a user vector. What Triton serves beside the encoder.
 
-It is a small committee that answers as one network. Its **members** pool the window's vectors with learned queries, the
-first of the whole window, the others, where some platforms' labels alone are foretold, of the events on those; its
+It is a small committee that answers as one network. Its **members** pool the window's vectors with learned queries; its
 **linear branch** is a logistic regression on label counts and on the mean text of each platform, which is what a person
 would try first, which is strong on little data, and which errs differently: their logits are averaged. All of them
-read the labels that a text names from its vector, by one shared layer.
+read the labels that a text names from its vector, by one shared layer. Where the labels of some platforms alone are
+foretold, the committee is asked twice: about the whole window, and about the events on those platforms.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ _AGE_CENTERS: Final = 13
 
 _RECENT: Final = 0.85
 """An event counts for this much of the next newer one in the recent label counts (notes: the best of four)."""
+
+_FOCUS: Final = 0.4
+"""Of the target's own events in the answer. NDCG@10 on recorded reviews: 0 .6826, .3 .6863, .5 .6861, 1 .6801."""
 
 
 class HeadShape(NamedTuple):
@@ -79,21 +82,22 @@ class Head(nn.Module):
         has_text = (texts.abs().sum(-1, keepdim=True) > 0).to(torch.float32)
         return Window(texts, torch.sigmoid(self.evidence(texts)) * has_text, platform, action, age, present)
 
-    def answer(self, number: int, window: Window) -> tuple[Tensor, Tensor]:
-        """Return what one member says of windows, see `Member.forward`.
-
-        What people do elsewhere says little once they are known on the target's own platforms, and much noise is in it:
-        all members but the first look at the target's own events alone, at the whole window where there are none.
-        """
-        if number and self.shape.target:
-            own = window.present * functional.embedding(window.platform, self.target)  # (users, events, 1)
-            window = window._replace(present=torch.where(own.amax(1, keepdim=True) > 0, own, window.present))
-        answer: tuple[Tensor, Tensor] = self.members[number](window)
-        return answer
-
     def residual(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return what windows say beyond the prior, as logits (users, labels), and the user vectors (users, width)."""
-        answers = [self.answer(number, window) for number in range(len(self.members))]
+        """Return what windows say beyond the prior, as logits (users, labels), and the user vectors (users, width).
+
+        What people do elsewhere says little once they are known on the target's own platforms, and there is noise in
+        it: what those say alone is mixed in. Who has no event there is judged by the whole.
+        """
+        logits, user = self._answer(window)
+        if self.shape.target:
+            own = window.present * functional.embedding(window.platform, self.target)  # (users, events, 1)
+            known = own.amax(1, keepdim=True)  # (users, 1, 1)
+            narrow, _ = self._answer(window._replace(present=torch.where(known > 0, own, window.present)))
+            logits = (1 - _FOCUS) * logits + _FOCUS * narrow
+        return logits, user
+
+    def _answer(self, window: Window) -> tuple[Tensor, Tensor]:
+        answers = [member(window) for member in self.members]
         logits = torch.stack([answer[0] for answer in answers]).mean(0)
         user = torch.stack([answer[1] for answer in answers]).mean(0)
         known = window.present.amax(1)  # (users, 1), 0 for an empty window: it says nothing beyond the prior

@@ -138,8 +138,7 @@ def _taught(encoder: Encoder, states: TextStates, fitting: Fitting) -> LabelledW
     train, options = fitting.train, fitting.options
     said = np.zeros_like(train.targets)
     for number in range(1, options.teachers + 1):
-        members = 2 if fitting.target else 1  # one that sees the whole, one that sees the target's own events
-        own = msgspec.structs.replace(options, teachers=0, members=members, seed=options.seed + number)
+        own = msgspec.structs.replace(options, teachers=0, members=1, seed=options.seed + number)
         head, table = fit_together(encoder.beside(), states, fitting._replace(options=own))
         said += score_windows(head, train.inputs, table) / options.teachers
     return replace(train, targets=(1 - _TAUGHT) * train.targets + _TAUGHT * said)

@@ -53,7 +53,7 @@ def table(dataset: Dataset) -> NDArray[np.float16]:
 
 @pytest.fixture
 def head() -> Head:
-    """A head with weights at random, so that nothing it computes is zero; its second member looks at platform 2."""
+    """A head with weights at random, so that nothing it computes is zero, for a target on platform 2."""
     torch.manual_seed(0)
     shape = HeadShape(labels=25, platforms=3, target=frozenset({2}))
     made = Head(shape, torch.linspace(-3, 0, 25), members=2)
