@@ -54,7 +54,11 @@ class ProfileConsumer:
         else:
             counts = partition_counts(settings)
             partitions = [TopicPartition(PROFILES, number) for number in range(counts.get(PROFILES, 0))]
-            self._consumer.assign(positions(self._consumer, partitions, at_end=not from_start))
+            try:
+                self._consumer.assign(positions(self._consumer, partitions, at_end=not from_start))
+            except KafkaException as error:
+                self._consumer.close()
+                raise kafka_unavailable(settings, error) from error
 
     def changes(self, *, idle_s: float | None = None) -> Iterator[ProfileChange]:
         """Yield profiles as they are published, for ever, or until none came for `idle_s` seconds.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from xplat_stream.adapters import admit
 from xplat_stream.errors import DeliveryError, RejectedEvent
@@ -92,7 +92,10 @@ def spans(settings: Settings, topics: Sequence[str]) -> list[Span]:
 
 def _watermarks(consumer: Consumer, partition: TopicPartition) -> tuple[int, int]:
     """Return where a partition begins and ends; a topic just made may have no leader for a moment."""
-    start, end = _patiently(lambda: consumer.get_watermark_offsets(partition, timeout=ANSWER_S), _LEADERLESS)
+    found = _patiently(lambda: consumer.get_watermark_offsets(partition, timeout=ANSWER_S), _LEADERLESS)
+    if found is None:  # what the client says when its time is up
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))  # noqa: SLF001 - its public name
+    start, end = found
     return start, end
 
 
@@ -177,14 +180,14 @@ def read_behavior(
 
 
 def positions(consumer: Consumer, partitions: Sequence[TopicPartition], *, at_end: bool) -> list[TopicPartition]:
-    """Return the partitions with their end, or their beginning, resolved now rather than at the first poll."""
-    if not at_end:
-        return [TopicPartition(one.topic, one.partition, OFFSET_BEGINNING) for one in partitions]
-    ends = []
-    for one in partitions:
-        marks = consumer.get_watermark_offsets(one, timeout=ANSWER_S)
-        ends.append(TopicPartition(one.topic, one.partition, marks[1] if marks else OFFSET_END))
-    return ends
+    """Return the partitions with their end, or their beginning, resolved now rather than at the first poll.
+
+    Raises `KafkaException`.
+    """
+    return [
+        TopicPartition(one.topic, one.partition, _watermarks(consumer, one)[1] if at_end else OFFSET_BEGINNING)
+        for one in partitions
+    ]
 
 
 def committed(settings: Settings) -> list[TopicPartition]:
