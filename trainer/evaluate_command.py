@@ -64,7 +64,8 @@ def evaluate(
         raise typer.BadParameter("--labels is for folders; topics have the taxonomy of the settings")
     console = Console(stderr=True)
     task = Task(names(target), names(source), min_label_users=min_label_users)
-    with RichProgress(console) as progress, parallel_config(n_jobs=jobs or -1):
+    # Copy on write: torch warns of arrays that cannot be written.
+    with RichProgress(console) as progress, parallel_config(n_jobs=jobs or -1, mmap_mode="c"):
         subject = _subject(dataset, labels or DEFAULT_LABELS, min_label_users, horizon_days, progress)
         main, others = _methods(teachers, fused, progress)
         findings = evaluate_log(
