@@ -136,7 +136,7 @@ class Worker:
         vectors = TextVectors(breaker)
         pipeline = Pipeline(
             settings,
-            taxonomy=load_taxonomy(settings.model.taxonomy),
+            taxonomy=load_taxonomy(settings.model.taxonomy).for_purpose(settings.model.sensitive_purpose),
             partitions=partitions,
             outbox=self._outbox,
             scorer=breaker,

@@ -100,6 +100,8 @@ class Question(NamedTuple):
     events: int = 5
     """Cited per interest at the most, and never more than half the window: else nothing is left to compare with."""
     draws: int = 32
+    withheld: frozenset[str] = frozenset()
+    """Labels that are not spoken of."""
 
 
 def explain(settings: Settings, user_id: UserId, question: Question = Question()) -> Explanation:  # noqa: B008 - frozen
@@ -126,7 +128,9 @@ def explain(settings: Settings, user_id: UserId, question: Question = Question()
             fix="`xplat tail --from-start` lists who has a profile; a log past its retention is gone.",
         )
     spec = WindowSpec(settings.window.per_platform, settings.window.horizon)
-    names = {label.id: label.name for label in load_taxonomy(settings.model.taxonomy).labels}
+    taxonomy = load_taxonomy(settings.model.taxonomy).for_purpose(settings.model.sensitive_purpose)
+    names = {label.id: label.name for label in taxonomy.labels}
+    question = question._replace(withheld=frozenset(label.id for label in taxonomy.labels if label.sensitive))
     return asyncio.run(_ask_triton(settings, release, spec, events, names, question))
 
 
@@ -175,11 +179,12 @@ async def explain_events(
     (score,) = await scorer.score(release, one)  # (labels,)
     without = await scorer.score(release, _hiding(one, alone))  # (events, labels)
     change = without - score
-    top = sorted(range(len(score)), key=lambda label: (-score[label], label))[: question.interests]
+    labels = release.manifest.labels
+    spoken = (label for label, name in enumerate(labels) if name not in question.withheld)
+    top = sorted(spoken, key=lambda label: (-score[label], label))[: question.interests]
     most = min(question.events, max(1, len(seen) // 2))
     cited = {label: _cited(change[:, label], most) for label in top}
     fidelity = await _fidelity(scorer, release, one, score, cited, events=len(seen), draws=question.draws)
-    labels = release.manifest.labels
     return Explanation(
         user_id=events[0].user_id,
         release=release.number,

@@ -159,11 +159,12 @@ def scored_profile(  # noqa: PLR0913 - a profile is made of exactly these
     """Return the profile for label `scores` (one in [0, 1] a label, taxonomy order).
 
     `publication` is the state before this publication, its `revision` already the new one. `silent`: platforms from
-    which nothing comes at present.
+    which nothing comes at present. Sensitive labels are left out, and so are examples of texts that carry one.
     """
     missing = tuple(sorted(platform for platform in window.counts() if platform in silent)) if silent else ()
-    order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[:max_interests]
-    evidence = _evidence(window, known, {taxonomy.labels[index].id for index in order})
+    published, sensitive = _published(taxonomy)
+    order = sorted(published, key=lambda index: (-scores[index], index))[:max_interests]
+    evidence = _evidence(window, known, {taxonomy.labels[index].id for index in order}, sensitive)
     interests = []
     for rank, index in enumerate(order, 1):
         label = taxonomy.labels[index]
@@ -240,7 +241,7 @@ def degraded_profile(  # noqa: PLR0913 - a profile is made of exactly these
 
 
 def _evidence(
-    window: BehaviorWindow, known: Mapping[TextHash, KnownText], wanted: set[str]
+    window: BehaviorWindow, known: Mapping[TextHash, KnownText], wanted: set[str], sensitive: frozenset[str]
 ) -> dict[str, tuple[Evidence, ...]]:
     counts: dict[tuple[str, str, str], tuple[int, Millis, str]] = {}
     for event in window.events():
@@ -252,7 +253,7 @@ def _evidence(
                 group = (label, event.platform, event.action)
                 count, last, example = counts.get(group, (0, Millis(0), ""))
                 if event.occurred_at >= last:
-                    last, example = event.occurred_at, text.text
+                    last, example = event.occurred_at, "" if sensitive.intersection(text.labels) else text.text
                 counts[group] = (count + 1, last, example)
     found: dict[str, list[Evidence]] = {}
     for (label, platform, action), (count, last, example) in counts.items():
@@ -263,6 +264,15 @@ def _evidence(
         label: tuple(sorted(items, key=lambda item: (-item.count, item.platform, item.action))[:MAX_EVIDENCE])
         for label, items in found.items()
     }
+
+
+@lru_cache(maxsize=16)
+def _published(taxonomy: Taxonomy) -> tuple[tuple[int, ...], frozenset[str]]:
+    """Return the positions of the labels that may be published, and the ids of those that may not."""
+    return (
+        tuple(index for index, label in enumerate(taxonomy.labels) if not label.sensitive),
+        frozenset(label.id for label in taxonomy.labels if label.sensitive),
+    )
 
 
 @lru_cache(maxsize=16)

@@ -102,6 +102,8 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Path of a taxonomy file; empty for the shipped IAB Audience Taxonomy 1.1."""
     max_interests: Annotated[int, Meta(ge=1, le=1000)] = 10
     """Interests a profile carries at the most."""
+    sensitive_purpose: str = ""
+    """What labels that the taxonomy marks sensitive are published for, in words; empty: they are never published."""
 
 
 class LocalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

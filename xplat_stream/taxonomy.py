@@ -27,7 +27,7 @@ _WORDS = re.compile(r"[^a-z0-9]+")
 
 
 class Label(msgspec.Struct, frozen=True):
-    """One interest.
+    """One interest. A `sensitive` one is scored and never published, but for a purpose: see `Taxonomy.for_purpose`.
 
     `id` is the taxonomy's own; `content_ids` are IAB Content Taxonomy 3.1 ids of items about it; `aliases` are other
     words platforms use for it in their categories.
@@ -70,6 +70,13 @@ class Taxonomy(msgspec.Struct, frozen=True, cache_hash=True):
     def ids(self) -> tuple[str, ...]:
         """Return the label ids in order."""
         return tuple(label.id for label in self.labels)
+
+    def for_purpose(self, purpose: str) -> Taxonomy:
+        """Return the taxonomy as a worker may publish it: with a purpose stated, sensitive labels as any other."""
+        if not purpose:
+            return self
+        labels = tuple(msgspec.structs.replace(label, sensitive=False) for label in self.labels)
+        return msgspec.structs.replace(self, labels=labels)
 
     def label_ids(self, *, iab: Iterable[str] = (), categories: Iterable[str] = ()) -> tuple[str, ...]:
         """Return the ids of the labels an item's own classification names, in taxonomy order.

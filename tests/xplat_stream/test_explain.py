@@ -88,6 +88,13 @@ async def test_labels_have_the_taxonomys_names_where_it_knows_them():
     assert {one.id: one.label for one in found.interests} == {"a": "Alpha", "b": "Beta", "c": "c", "d": "d"}
 
 
+async def test_withheld_labels_are_not_spoken_of():
+    """What may not be published is not explained either."""
+    found = await explained(history(), Question(interests=4, withheld=frozenset({"a"})))
+
+    assert {one.id for one in found.interests} == {"b", "c", "d"}
+
+
 async def test_two_calls_of_the_head_whatever_the_window():
     """All events are hidden in one batch, and all checks made in another."""
     scorer = FakeScorer()

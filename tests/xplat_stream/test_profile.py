@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.strategies import windows
 from xplat_stream.event import Event, Millis, Object, UserId, hash_text, item_text
@@ -12,6 +13,7 @@ from xplat_stream.kafka import decode_profile, encode_profile
 from xplat_stream.profile import (
     MAX_EVIDENCE,
     MAX_EXAMPLE_CHARS,
+    Interest,
     KnownText,
     ModelRef,
     Profile,
@@ -21,7 +23,7 @@ from xplat_stream.profile import (
     window_digest,
 )
 from xplat_stream.state import Publication
-from xplat_stream.taxonomy import load_taxonomy
+from xplat_stream.taxonomy import Taxonomy, load_taxonomy
 from xplat_stream.window import BehaviorWindow, WindowSpec, row_of
 
 TAXONOMY = load_taxonomy()
@@ -148,3 +150,33 @@ def test_a_user_nobody_scored() -> None:
     profile = unscored_profile(USER, window, 7, TAXONOMY)
     assert (profile.status, profile.revision, profile.interests, profile.model.release) == ("cold_start", 7, (), 0)
     assert profile.window.events == 1
+
+
+def test_sensitive_labels_are_published_for_a_purpose_only() -> None:
+    """A label marked sensitive is neither named nor quoted from, whatever its score, until a purpose is stated."""
+    first, second = TAXONOMY.labels[:2]
+    marked = replace(TAXONOMY, labels=(replace(first, sensitive=True), *TAXONOMY.labels[1:]))
+    event = Event("//a#1", USER, "shop", "view", Object("i", "product", "Both"), Millis(START_MS))
+    row = row_of(event)
+    window = EMPTY.fold([("shop", row)])
+    known = {hash_text(item_text(event.object)): KnownText((first.id, second.id), "Both")}
+    scores = [0.9] * LABELS
+
+    def published(taxonomy: Taxonomy) -> dict[str, Interest]:
+        found = scored_profile(
+            USER,
+            window,
+            Publication(revision=1),
+            scores,
+            taxonomy=taxonomy,
+            model=ModelRef(1, 1, 1),
+            known=known,
+            max_interests=LABELS,
+        )
+        return {interest.id: interest for interest in found.interests}
+
+    withheld, allowed = published(marked), published(marked.for_purpose("care, agreed with each person"))
+    assert first.id not in withheld
+    assert len(withheld) == LABELS - 1
+    assert [one.example for one in withheld[second.id].evidence] == [""]
+    assert [one.example for one in allowed[first.id].evidence] == ["Both"]

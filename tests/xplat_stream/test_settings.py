@@ -36,7 +36,7 @@ def test_the_defaults_are_pinned(tmp_path: Path) -> None:
             "silence_s": 900.0,
         },
         "triton": {"url": "127.0.0.1:8001", "deadline_s": 10.0, "encoder_batch": 8, "head_batch": 64},
-        "model": {"repository": "model_repo", "taxonomy": "", "max_interests": 10},
+        "model": {"repository": "model_repo", "taxonomy": "", "max_interests": 10, "sensitive_purpose": ""},
         "local": {"home": ".xplat", "kafka_port": 0, "triton_port": 0, "kafka_heap_mb": 512},
     }
     assert load_settings({}, folder=tmp_path) == Settings()
