@@ -106,6 +106,23 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What labels that the taxonomy marks sensitive are published for, in words; empty: they are never published."""
 
 
+class TrainerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When `xplat trainer` trains again; 0 switches a reason off."""
+
+    look_every_s: _Seconds = 30.0
+    """How often the log is looked at."""
+    least_events: _Count = 5_000
+    """New events without which nothing is trained, whatever the reason."""
+    head_every_minutes: Annotated[float, Meta(ge=0)] = 60.0
+    """A head, on the encoder in use, so many minutes after the last training."""
+    head_every_events: Annotated[int, Meta(ge=0)] = 200_000
+    """A head after so many new events."""
+    drift: Annotated[float, Meta(ge=0)] = 0.25
+    """A head when the population stability index of labels or platforms reaches this; .25 is another population."""
+    encoder_every_hours: Annotated[float, Meta(ge=0)] = 24.0
+    """Encoder and head, so many hours after the last encoder."""
+
+
 class LocalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The local stack: Kafka and Triton as child processes."""
 
@@ -129,6 +146,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker: WorkerSettings = WorkerSettings()
     triton: TritonSettings = TritonSettings()
     model: ModelSettings = ModelSettings()
+    trainer: TrainerSettings = TrainerSettings()
     local: LocalSettings = LocalSettings()
 
 

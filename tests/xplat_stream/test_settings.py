@@ -37,6 +37,14 @@ def test_the_defaults_are_pinned(tmp_path: Path) -> None:
         },
         "triton": {"url": "127.0.0.1:8001", "deadline_s": 10.0, "encoder_batch": 8, "head_batch": 64},
         "model": {"repository": "model_repo", "taxonomy": "", "max_interests": 10, "sensitive_purpose": ""},
+        "trainer": {
+            "look_every_s": 30.0,
+            "least_events": 5_000,
+            "head_every_minutes": 60.0,
+            "head_every_events": 200_000,
+            "drift": 0.25,
+            "encoder_every_hours": 24.0,
+        },
         "local": {"home": ".xplat", "kafka_port": 0, "triton_port": 0, "kafka_heap_mb": 512},
     }
     assert load_settings({}, folder=tmp_path) == Settings()

@@ -1,0 +1,62 @@
+"""`xplat trainer`: the service on the command line; the work is `trainer.service`."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trainer.options import USUAL_TEACHERS, TrainOptions
+from xplat_stream.settings import load_settings
+
+if TYPE_CHECKING:
+    from trainer.service import Plan
+    from xplat_stream.settings import Settings
+
+
+def trainer(
+    threads: Annotated[int, typer.Option(min=0, help="Cores to use; 0 = all.")] = 0,
+    teachers: Annotated[int, typer.Option(min=0, max=9, help="As of `xplat train`.")] = USUAL_TEACHERS,
+    once: Annotated[bool, typer.Option("--once", help="Look once, train if that is due, and end.")] = False,
+) -> None:
+    """Serve: train again when it is time, when enough has happened, or when people have changed."""
+    from trainer.service import TrainerService, look
+
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    settings = load_settings()
+    service = TrainerService(settings, _Training(settings, threads, teachers), partial(look, settings))
+    stop = threading.Event()
+    if once:
+        stop.set()
+
+    def end(*_: Any) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    service.run(stop)
+
+
+class _Training:
+    """Trains on the log as `xplat train` does. A `trainer.service.Train`."""
+
+    def __init__(self, settings: Settings, threads: int, teachers: int) -> None:
+        self._settings, self._threads, self._teachers = settings, threads, teachers
+
+    def __call__(self, plan: Plan, *, resume: bool) -> int:
+        from trainer.service import FOLDER
+        from trainer.train import train
+
+        options = TrainOptions(
+            head_only=plan.head_only,
+            teachers=self._teachers,
+            threads=self._threads,
+            checkpoint=str(Path(self._settings.local.home) / FOLDER / "training"),
+            resume=resume,
+        )
+        return train(self._settings, options).release
