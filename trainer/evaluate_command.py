@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from trainer.command import DEFAULT_LABELS, names
-from trainer.options import TEACHERS, USUAL_TEACHERS, TrainOptions
+from trainer.options import TEACHERS, USUAL_TEACHERS, AdapterName, TrainOptions
 from xplat_stream.errors import XplatError
 from xplat_stream.settings import load_settings
 
@@ -39,6 +39,9 @@ def evaluate(
     horizon_days: Annotated[
         float, typer.Option(min=0, help="Window's horizon; 0 = a folder's whole span, the settings' for topics.")
     ] = 0,
+    adapter: Annotated[
+        AdapterName, typer.Option(help="What of the encoder is fine-tuned; minutes more a fit, so none.")
+    ] = "none",
     teachers: Annotated[int, typer.Option(min=0, max=9, help=TEACHERS)] = USUAL_TEACHERS,
     fused: Annotated[bool, typer.Option("--fused", help="The fused baseline too: minutes more a fold.")] = False,
     plant_harmful: Annotated[
@@ -66,7 +69,7 @@ def evaluate(
     task = Task(names(target), names(source), min_label_users=min_label_users)
     with RichProgress(console) as progress, parallel_config(n_jobs=jobs or -1):
         subject = _subject(dataset, labels or DEFAULT_LABELS, min_label_users, horizon_days, progress)
-        main, others = _methods(teachers, fused, progress)
+        main, others = _methods(TrainOptions(adapter=adapter, teachers=teachers), fused, progress)
         findings = evaluate_log(
             subject,
             task,
@@ -86,7 +89,7 @@ def evaluate(
         raise XplatError("; ".join(findings.failures()))
 
 
-def _methods(teachers: int, fused: bool, report: Report) -> tuple[Method, Sequence[Method]]:
+def _methods(options: TrainOptions, fused: bool, report: Report) -> tuple[Method, Sequence[Method]]:
     """Return the main method and what it is set beside."""
     from trainer.baselines import all_baselines
     from trainer.fused import FusedMethod
@@ -96,7 +99,7 @@ def _methods(teachers: int, fused: bool, report: Report) -> tuple[Method, Sequen
     others: list[Method] = [*all_baselines(), SASRec()]
     if fused:
         others.append(FusedMethod(report=report))
-    return SplitMethod(TrainOptions(teachers=teachers), report=report), others
+    return SplitMethod(options, report=report), others
 
 
 def _ranking(dataset: Path | None, platforms: tuple[str, ...], report: Report) -> Callable[[], Ranking] | None:
