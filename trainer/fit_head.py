@@ -27,6 +27,7 @@ from trainer.fit import prior_logits
 from trainer.head import Head, HeadShape, Member, Window
 from trainer.losses import info_nce
 from trainer.schedule import Patience, schedule, seeded
+from trainer.self_training import with_read_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -166,6 +167,8 @@ def fit_head(fitting: Fitting, table: NDArray[np.float16], begun: Head | None = 
         head = begun or fitting.new_head()
         if begun is None:
             _fit_evidence(head, table, fitting.texts)
+            if fitting.options.self_training:
+                _fit_evidence(head, table, with_read_labels(fitting.texts, head, table))
         vectors = FixedVectors(table)
         for number in range(0 if begun is None else 1, len(head.members)):
             fit_member(head, number, fitting, vectors, random)
