@@ -153,6 +153,8 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Share of windows reduced to one platform, or to all but one, in training: people often are on one only."""
     dropout: _Share = 0.3
     """Of the head's hidden layer."""
+    parents: _Amount = 0.0
+    """Weight of the loss of parent labels beside that of labels: mistakes within a family then cost less."""
     weight_decay: Annotated[float, Meta(ge=0)] = 0.01
     """AdamW's, encoder and head alike."""
 

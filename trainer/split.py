@@ -72,6 +72,7 @@ class SplitMethod:
             self.report,
             [view for view in views if len(view) < len(study.platforms)] or None,
             study.target(),
+            study.taxonomy.families(),
         )
         if self.options.adapter == "none":
             fresh, states = self.prepared(study.texts)

@@ -147,6 +147,7 @@ def train_data(
         options,
         report,
         target=data.target,
+        families=data.taxonomy.families(),
     )
 
     # Search: learning rates and sizes that foretell the tuning users best, within a budget of minutes
