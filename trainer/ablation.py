@@ -1,19 +1,25 @@
-"""What each option brings: variants of a method beside its default, on the same users, with paired intervals.
+"""What each option brings: variants of a method beside it, on the same users, with paired intervals.
 
-variants = [("no label counts", SplitMethod(counts=False)), ("FGM", SplitMethod(adversarial=0.1))]
-lines = ablate(study, SplitMethod(), variants, folds=range(5))
+ablation = Ablation(SplitMethod(), [SplitMethod(TrainOptions(members=1), "one member")], folds=range(2))
+table = ablate(study, ablation)
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
+import numpy as np
+
 from trainer.measures import Counts, Interval, bootstrap_mean, ndcg, paired_f1
-from trainer.methods import Trial, try_method
+from trainer.methods import try_method
 from trainer.study import EVERYTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
+
+    from numpy.typing import NDArray
 
     from trainer.methods import Method
     from trainer.study import Study
@@ -23,42 +29,53 @@ HURTS: Final = "hurts"
 NOTHING: Final = "brings nothing"
 
 
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """What is set beside what, on whom."""
+
+    base: Method
+    variants: Sequence[Method]
+    folds: Collection[int]
+    """Only their users are evaluated: fewer of them, so that more lines can be paid for."""
+
+
 class AblationLine(NamedTuple):
-    """One variant beside the default."""
+    """One variant beside the base."""
 
     name: str
     ndcg10: float
     difference: Interval
-    """NDCG@10 of the variant minus the default's, paired."""
+    """NDCG@10 of the variant minus the base's, paired."""
     micro_f1_difference: Interval
     verdict: str
     """`HELPS` or `HURTS` where the interval excludes zero, else `NOTHING`."""
 
 
-def ablate(
-    study: Study,
-    default: Method | Trial,
-    variants: Sequence[tuple[str, Method]],
-    *,
-    folds: Collection[int],
-    report: Callable[[str, int], None] | None = None,
-) -> list[AblationLine]:
-    """Try every variant and compare it with the default: a method, or a trial of it that is there already.
+class AblationTable(msgspec.Struct, frozen=True):
+    """Every variant beside the base, on the same users."""
 
-    `report` is told the variant and how many folds of it are done.
+    base: str
+    folds: int
+    users: int
+    ndcg10: Interval
+    """Of the base."""
+    lines: list[AblationLine]
+
+
+def ablate(study: Study, ablation: Ablation, *, report: Callable[[str, int], None] | None = None) -> AblationTable:
+    """Try the base and every variant, all on the users of the same folds.
+
+    `report` is told the method and how many folds of it are done.
     """
-    targets = study.test.targets
-    base = default if isinstance(default, Trial) else _trial(study, default, folds)
-    base_ndcg, base_counts = ndcg(base.scores, targets), Counts.of(base.chosen(), targets)
+    rows = np.flatnonzero(np.isin(study.fold[study.test.user], list(ablation.folds)))
+    base_ndcg, base_counts = _measured(study, ablation.base, ablation.folds, rows, report)
     lines = []
-    for name, method in variants:
-        told = None if report is None else lambda done, name=name: report(name, done)
-        trial = try_method(study, method, views=(EVERYTHING,), folds=folds, report=told)[EVERYTHING]
-        found = ndcg(trial.scores, targets)
+    for method in ablation.variants:
+        found, counts = _measured(study, method, ablation.folds, rows, report)
         difference = bootstrap_mean(found - base_ndcg)
-        micro = paired_f1(Counts.of(trial.chosen(), targets), base_counts)
-        lines.append(AblationLine(name, float(found.mean()), difference, micro, verdict(difference)))
-    return lines
+        micro = paired_f1(counts, base_counts)
+        lines.append(AblationLine(method.name, float(found.mean()), difference, micro, verdict(difference)))
+    return AblationTable(ablation.base.name, len(ablation.folds), len(rows), bootstrap_mean(base_ndcg), lines)
 
 
 def verdict(difference: Interval) -> str:
@@ -68,5 +85,15 @@ def verdict(difference: Interval) -> str:
     return NOTHING
 
 
-def _trial(study: Study, method: Method, folds: Collection[int]) -> Trial:
-    return try_method(study, method, views=(EVERYTHING,), folds=folds)[EVERYTHING]
+def _measured(
+    study: Study,
+    method: Method,
+    folds: Collection[int],
+    rows: NDArray[np.int64],
+    report: Callable[[str, int], None] | None,
+) -> tuple[NDArray[np.float64], Counts]:
+    """Return NDCG@10 of the users at these positions, and what was foretold of them."""
+    told = None if report is None else lambda done: report(method.name, done)
+    trial = try_method(study, method, views=(EVERYTHING,), folds=folds, report=told)[EVERYTHING]
+    targets = study.test.targets[rows]
+    return ndcg(trial.scores[rows], targets), Counts.of(trial.chosen()[rows], targets)

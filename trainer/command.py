@@ -61,6 +61,10 @@ def train(  # one option each
     ] = False,
     mlm_steps: Annotated[int, typer.Option(min=0, help="Steps of masked-word pretraining on the log's texts.")] = 0,
     contrast: Annotated[float, typer.Option(min=0, help="Weight of InfoNCE between a text and the next.")] = 0,
+    self_training: Annotated[
+        bool, typer.Option("--self-training", help="Fit twice, the second time with labels read by the first.")
+    ] = False,
+    parents: Annotated[float, typer.Option(min=0, help="Weight of the loss of parent labels beside labels'.")] = 0,
     teachers: Annotated[int, typer.Option(min=0, max=9, help=TEACHERS)] = USUAL_TEACHERS,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches of the encoder that make one step.")] = 1,
     precision: Annotated[Precision, typer.Option(help="Number format; auto takes what the device has.")] = "auto",
@@ -119,6 +123,8 @@ def train(  # one option each
             weak_labels=weak_labels,
             mlm_steps=mlm_steps,
             contrast=contrast,
+            self_training=self_training,
+            parents=parents,
             teachers=teachers,
             accumulate=accumulate,
             precision=precision,

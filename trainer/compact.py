@@ -50,6 +50,11 @@ class Compact(NamedTuple):
         """Return every so manyth window."""
         return self.take(np.arange(0, len(self.length), step))
 
+    def newest(self) -> NDArray[np.int32]:
+        """Return the text of each window's newest event (windows,)."""
+        newest: NDArray[np.int32] = self.text[np.arange(len(self.text)), np.maximum(self.length - 1, 0)]
+        return newest
+
     def seeing(self, platforms: NDArray[np.int32]) -> Compact:
         """Return the windows with every event hidden but those of some platforms, by index from 1.
 

@@ -163,15 +163,10 @@ def split_study(study: Study, options: TrainOptions, by: SplitBy) -> Dataset:
             expected=f"{options.min_examples} training examples, and validation examples of several users",
             fix="Name more data, another --target or --split, or lower --min-label-users.",
         )
-    total: NDArray[np.float64] = np.zeros((len(study.texts.texts) + 1, len(study.taxonomy)))
-    count: NDArray[np.float64] = np.zeros(len(study.texts.texts) + 1)
-    last_text = study.train.inputs.text[train, np.maximum(cuts.inputs.length[train] - 1, 0)]
-    np.add.at(total, last_text, cuts.targets[train])
-    np.add.at(count, last_text, 1)
     return Dataset(
         study.taxonomy,
         study.platforms,
-        with_shares(study.texts, total, count),
+        with_targets(study.texts, cuts.inputs.newest()[train], cuts.targets[train]),
         _examples(study, cuts, ends, train),
         _examples(study, cuts, ends, tune),
         _examples(study, cuts, ends, test),
@@ -233,10 +228,19 @@ def _with_next_labels(table: TextTable, trails: Iterable[Trail], most: int, peri
             text = trail.texts[position]
             count[text] += 1
             total[text, bit_positions(mask)] += 1
-    return with_shares(table, total, count)
+    return _with_shares(table, total, count)
 
 
-def with_shares(table: TextTable, total: NDArray[np.float64], count: NDArray[np.float64]) -> TextTable:
+def with_targets(table: TextTable, newest: NDArray[np.int32], targets: NDArray[np.float32]) -> TextTable:
+    """Give every text the mean target (cuts, labels) of the cuts whose newest text it is (cuts,)."""
+    total: NDArray[np.float64] = np.zeros((len(table.texts) + 1, targets.shape[1]))
+    count: NDArray[np.float64] = np.zeros(len(table.texts) + 1)
+    np.add.at(total, newest, targets)
+    np.add.at(count, newest, 1)
+    return _with_shares(table, total, count)
+
+
+def _with_shares(table: TextTable, total: NDArray[np.float64], count: NDArray[np.float64]) -> TextTable:
     """Return the table with `total` (texts + 1, labels) touched after `count` (texts + 1,) events of each text."""
     shares = total[1:] / np.maximum(count[1:, None], 1)
     return table._replace(next_labels=shares.astype(np.float32), next_count=count[1:].astype(np.float32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -24,7 +24,7 @@ from trainer.compress import (
 from trainer.devices import is_first_process
 from trainer.export import encode_texts, export_encoder
 from trainer.fit import Hints, fit_encoder, following_pairs
-from trainer.models import DEFAULT_PACKAGE, default_base
+from trainer.models import DEFAULT_PACKAGE, default_base, load_pretrained
 from trainer.release import EncoderFiles, EncoderKept, kept_encoder
 from trainer.weak import label_texts
 from xplat_stream.errors import DataError, ReleaseError
@@ -41,11 +41,12 @@ if TYPE_CHECKING:
 
     from trainer.checkpoint import Checkpoint
     from trainer.dataset import Dataset
-    from trainer.models import Encoder
+    from trainer.fit_head import Fitting
+    from trainer.models import Encoder, Pretrained
     from trainer.options import TrainOptions
     from trainer.progress import Report
     from xplat_stream.settings import Settings
-
+    from xplat_stream.taxonomy import Taxonomy
 
 _SPEED_TEXTS: Final = 128
 """Texts, the most used ones, that the speed of an encoder is measured with."""
@@ -82,6 +83,12 @@ class FreshEncoder(NamedTuple):
     unpruned: nn.Module | None = None
     """The transformer with all its heads, where some were cut out."""
 
+    @classmethod
+    def of(cls, pretrained: Pretrained, options: TrainOptions) -> Self:
+        """Return it with its texts' preparation."""
+        tokenizer = Tokenizer.from_str(pretrained.tokenizer.decode())
+        return cls(*pretrained, TextFeatures(tokenizer, max_tokens=options.max_tokens))
+
     def exported(self, options: TrainOptions) -> ReadyEncoder:
         """Return its graph, in int8 where asked for. Raises `ReleaseError` when that answers differently."""
         vocabulary = self.encoder.words.num_embeddings
@@ -103,8 +110,19 @@ class FreshEncoder(NamedTuple):
         )
 
 
-def fine_tuned(data: Dataset, options: TrainOptions, report: Report, *, checkpoint: Checkpoint) -> FreshEncoder:
-    """Fine-tune an encoder on the texts of a log, and cut out the heads that matter least. Raises `DataError`."""
+def as_it_is(options: TrainOptions) -> FreshEncoder:
+    """Return the pretrained encoder untouched. Raises `DataError`."""
+    pretrained = load_pretrained(options.base or default_base(), width=options.width, lora_rank=options.lora_rank)
+    pretrained.encoder.merge()
+    return FreshEncoder.of(pretrained, options)
+
+
+def fine_tuned(fitting: Fitting, taxonomy: Taxonomy, *, checkpoint: Checkpoint) -> FreshEncoder:
+    """Fine-tune an encoder on the texts of a log, and cut out the heads that matter least. Raises `DataError`.
+
+    `fitting`: its texts know what those of its training windows touched next, and nobody else.
+    """
+    texts, options = fitting.texts, fitting.options
     if options.prune_heads and options.adapter == "prefix":
         raise DataError(
             "heads cannot be cut out of an encoder with a prefix: it speaks to each of them",
@@ -114,16 +132,15 @@ def fine_tuned(data: Dataset, options: TrainOptions, report: Report, *, checkpoi
         )
     base = options.base or default_base()
     hints = Hints(
-        following_pairs(data.train) if options.contrast else Hints().following,
-        label_texts(data.taxonomy) if options.weak_labels else (),
+        following_pairs(fitting.train) if options.contrast else Hints().following,
+        label_texts(taxonomy) if options.weak_labels else (),
     )
-    encoder, raw_tokenizer = fit_encoder(data.texts, options, base, report, hints=hints, checkpoint=checkpoint)
-    tokenizer = Tokenizer.from_str(raw_tokenizer.decode())
-    fresh = FreshEncoder(encoder, raw_tokenizer, TextFeatures(tokenizer, max_tokens=options.max_tokens))
+    pretrained = fit_encoder(texts, options, base, fitting.report, hints=hints, checkpoint=checkpoint)
+    fresh = FreshEncoder.of(pretrained, options)
     if not options.prune_heads:
         return fresh
-    unpruned = deepcopy(encoder.backbone)
-    prune_heads(encoder, fresh.features, data.texts.texts, options.prune_heads)
+    unpruned = deepcopy(fresh.encoder.backbone)
+    prune_heads(fresh.encoder, fresh.features, texts.texts, options.prune_heads)
     return fresh._replace(unpruned=unpruned)
 
 

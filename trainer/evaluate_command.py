@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from trainer.command import DEFAULT_LABELS, names
-from trainer.options import TEACHERS, USUAL_TEACHERS, TrainOptions
+from trainer.options import TEACHERS, USUAL_TEACHERS, AdapterName, TrainOptions
 from xplat_stream.errors import XplatError
 from xplat_stream.settings import load_settings
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from trainer.methods import Method
     from trainer.progress import Report
     from trainer.ranking import Ranking
+    from trainer.simulated import AgainstOracle
+    from trainer.split import SplitMethod
     from trainer.subject import Subject
 
 
@@ -39,12 +41,23 @@ def evaluate(
     horizon_days: Annotated[
         float, typer.Option(min=0, help="Window's horizon; 0 = a folder's whole span, the settings' for topics.")
     ] = 0,
+    adapter: Annotated[
+        AdapterName, typer.Option(help="What of the encoder is fine-tuned; minutes more a fit, so none.")
+    ] = "none",
     teachers: Annotated[int, typer.Option(min=0, max=9, help=TEACHERS)] = USUAL_TEACHERS,
     fused: Annotated[bool, typer.Option("--fused", help="The fused baseline too: minutes more a fold.")] = False,
     plant_harmful: Annotated[
         bool, typer.Option("--plant-harmful", help="Add a platform of random items; does the guard mute it?")
     ] = False,
     rank: Annotated[str, typer.Option(help="Platforms to measure item ranking on, joined by commas.")] = "",
+    ablate: Annotated[
+        str, typer.Option(metavar="all|NAME,NAME", help="What each option of the training brings: fits a line.")
+    ] = "",
+    ablate_folds: Annotated[int, typer.Option(min=1, help="Folds whose users that is measured on.")] = 2,
+    simulated: Annotated[
+        int, typer.Option(min=0, metavar="USERS", help="So many simulated people, beside an oracle.")
+    ] = 0,
+    events_each: Annotated[int, typer.Option(min=1, help="Events of a simulated person on average.")] = 200,
     jobs: Annotated[int, typer.Option(min=0, help="Folds fitted side by side; 0 = one a core.")] = 0,
     report: Annotated[Path | None, typer.Option(help="Folder for report.md, report.json and plots.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
@@ -56,24 +69,36 @@ def evaluate(
     from trainer.evaluation import evaluate as evaluate_log
     from trainer.progress import RichProgress
     from trainer.report import write_report
+    from trainer.simulated import against_oracle, simulated_study
     from trainer.study import Task
+    from trainer.variants import ablation_of
 
-    if (dataset is None) != from_topic:
-        raise typer.BadParameter("name either --dataset DIR or --from-topic")
-    if labels and from_topic:
+    if (dataset is not None) + from_topic + bool(simulated) != 1:
+        raise typer.BadParameter("name one of --dataset DIR, --from-topic and --simulated USERS")
+    if labels and dataset is None:
         raise typer.BadParameter("--labels is for folders; topics have the taxonomy of the settings")
+    if simulated and (plant_harmful or rank or ablate or report or horizon_days):
+        raise typer.BadParameter("--simulated sets methods beside an oracle, and nothing else is measured")
+    if ablate_folds > folds:
+        raise typer.BadParameter(f"--ablate-folds {ablate_folds} is more than there are --folds")
     console = Console(stderr=True)
     task = Task(names(target), names(source), min_label_users=min_label_users)
     # Copy on write: torch warns of arrays that cannot be written.
     with RichProgress(console) as progress, parallel_config(n_jobs=jobs or -1, mmap_mode="c"):
+        main, others = _main(TrainOptions(adapter=adapter, teachers=teachers), progress), _others(fused, progress)
+        if simulated:
+            people = simulated_study(simulated, events_each=events_each, task=task, folds=folds)
+            against = against_oracle(people, [main, *others], folds=folds, report=progress)
+            _print_oracle(against, console, json=json)
+            return
+        ablation = ablation_of(main, names(ablate), folds=ablate_folds) if ablate else None
         subject = _subject(dataset, labels or DEFAULT_LABELS, min_label_users, horizon_days, progress)
-        main, others = _methods(teachers, fused, progress)
         findings = evaluate_log(
             subject,
             task,
             main,
             others,
-            options=EvaluateOptions(folds, plant_harmful),
+            options=EvaluateOptions(folds, plant_harmful, ablation),
             rank=_ranking(dataset, names(rank), progress),
             report=progress,
         )
@@ -87,17 +112,20 @@ def evaluate(
         raise XplatError("; ".join(findings.failures()))
 
 
-def _methods(teachers: int, fused: bool, report: Report) -> tuple[Method, Sequence[Method]]:
-    """Return the main method and what it is set beside."""
+def _main(options: TrainOptions, report: Report) -> SplitMethod:
+    """Return the method that an evaluation is about."""
+    from trainer.split import SplitMethod
+
+    return SplitMethod(options, report=report)
+
+
+def _others(fused: bool, report: Report) -> Sequence[Method]:
+    """Return what it is set beside."""
     from trainer.baselines import all_baselines
     from trainer.fused import FusedMethod
     from trainer.sasrec import SASRec
-    from trainer.split import SplitMethod
 
-    others: list[Method] = [*all_baselines(), SASRec()]
-    if fused:
-        others.append(FusedMethod(report=report))
-    return SplitMethod(TrainOptions(teachers=teachers), report=report), others
+    return [*all_baselines(), SASRec(), *([FusedMethod(report=report)] if fused else [])]
 
 
 def _ranking(dataset: Path | None, platforms: tuple[str, ...], report: Report) -> Callable[[], Ranking] | None:
@@ -143,3 +171,18 @@ def _print_methods(findings: Findings, console: Console) -> None:
     for check in findings.leaks:
         words = f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.words}"
         console.print(words, highlight=False, soft_wrap=True)
+
+
+def _print_oracle(found: AgainstOracle, console: Console, *, json: bool) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{found.users} simulated users, {found.labels} labels", title_justify="left")
+    for name in ("", "NDCG@10", "of the oracle's"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table.add_row("oracle", f"{found.oracle_ndcg10:.4f}", "", end_section=True)
+    for number, (name, value) in enumerate(found.ndcg10.items()):
+        table.add_row(name, f"{value:.4f}", f"{found.share(name):.1%}", style="" if number else "bold")
+    console.print(table)
+    if json:
+        sys.stdout.write(msgspec.json.encode(found.summary()).decode() + "\n")
+        sys.stdout.flush()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from trainer.ablation import AblationLine
+    from trainer.ablation import Ablation
     from trainer.methods import Method, Trial
     from trainer.progress import Report
     from trainer.ranking import Ranking
@@ -50,8 +50,8 @@ class EvaluateOptions:
     """By a hash of the user's id."""
     plant_harmful: bool = False
     """Add a platform of random items for the same users and see whether the guard mutes it; twice the fits."""
-    variants: Sequence[tuple[str, Method]] = ()
-    """Name and method of each line of the ablation table; the main method is the default."""
+    ablation: Ablation | None = None
+    """The lines of the ablation table, where one is asked for: its folds are some of `folds`."""
 
 
 def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
@@ -101,8 +101,11 @@ def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
         matrix, no_matrix = _matrix(subject, task, study, main, (guarded.unguarded, plain), options.folds)
     with clock.stage("planted platform") as told:
         planted = _planted(subject, study, main, mine, folds, told) if options.plant_harmful else None
-    with clock.stage("ablation"):
-        ablation: list[AblationLine] = ablate(study, mine, options.variants, folds=folds)
+    ablation = None
+    if options.ablation is not None:
+        tried = len(options.ablation.folds)
+        with clock.stage("ablation"):
+            ablation = ablate(study, options.ablation, report=lambda name, done: report(name, done, tried, {}))
     with clock.stage("ranking"):
         ranking = rank() if rank else None
 

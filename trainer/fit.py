@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from numpy.typing import NDArray
 
-    from trainer.examples import Examples
+    from trainer.fit_head import LabelledWindows
     from trainer.options import TrainOptions
     from trainer.progress import Report
     from trainer.texts import TextTable
@@ -72,11 +72,9 @@ class Hints(NamedTuple):
     """What each label is called, in taxonomy order; for `weak_labels`."""
 
 
-def following_pairs(examples: Examples) -> NDArray[np.int32]:
+def following_pairs(train: LabelledWindows) -> NDArray[np.int32]:
     """Return (pairs, 2): the text of a window's newest event, and the first text touched after the window."""
-    inputs = examples.inputs
-    newest = inputs.text[np.arange(len(examples)), np.maximum(inputs.length - 1, 0)]
-    pairs: NDArray[np.int32] = np.stack([newest, examples.next_texts[:, 0]], axis=1)
+    pairs: NDArray[np.int32] = np.stack([train.inputs.newest(), train.next_texts[:, 0]], axis=1)
     known: NDArray[np.int32] = pairs[(pairs > 0).all(axis=1)]
     return known
 
@@ -104,8 +102,9 @@ def fit_encoder(
         tokenizer = read.tokenizer_json()
         features = TextFeatures(Tokenizer.from_str(tokenizer.decode()), max_tokens=options.max_tokens)
         weak = _weak_labels(read, features, texts, hints.label_texts) if options.weak_labels else None
-        usable = np.flatnonzero(texts.next_count > 0)[: options.max_texts]
-        shuffled = random.permutation(usable)
+        usable = random.permutation(np.flatnonzero(texts.next_count > 0))
+        # By what was trained on alone: the table's own order knows what everybody used.
+        shuffled = usable[np.sort(np.argsort(-texts.next_count[usable], kind="stable")[: options.max_texts])]
         held_out = shuffled[: len(shuffled) // _HELD_OUT]
         rows = shuffled[len(held_out) :]
         if options.mlm_steps:

@@ -25,8 +25,9 @@ from trainer.compact import since_newest
 from trainer.examples import last_of_each
 from trainer.fit import prior_logits
 from trainer.head import Head, HeadShape, Member, Window
-from trainer.losses import info_nce
+from trainer.losses import info_nce, parent_loss
 from trainer.schedule import Patience, schedule, seeded
+from trainer.self_training import with_read_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -144,6 +145,8 @@ class Fitting(NamedTuple):
     """The platforms, by index from 1, that windows are reduced to at times; by default `views_of_platforms`."""
     target: frozenset[int] = frozenset()
     """See `HeadShape`."""
+    families: Sequence[tuple[int, ...]] = ()
+    """See `Taxonomy.families`; read where `options.parents` asks for them."""
 
     def seen(self) -> Sequence[set[int]]:
         """Return the views of a window that are trained on beside the whole."""
@@ -166,6 +169,8 @@ def fit_head(fitting: Fitting, table: NDArray[np.float16], begun: Head | None = 
         head = begun or fitting.new_head()
         if begun is None:
             _fit_evidence(head, table, fitting.texts)
+            if fitting.options.self_training:
+                _fit_evidence(head, table, with_read_labels(fitting.texts, head, table))
         vectors = FixedVectors(table)
         for number in range(0 if begun is None else 1, len(head.members)):
             fit_member(head, number, fitting, vectors, random)
@@ -236,21 +241,28 @@ class _Step(NamedTuple):
     targets: Tensor  # (windows, labels)
     weights: Tensor  # (windows,), sum 1
     following: NDArray[np.int32]  # (windows,), text index of what came first, 0 = none
+    families: Tensor  # (parents, labels), 1 = the label is the parent or below it
+    parents: float
 
     @classmethod
     def of(cls, fitting: Fitting, rows: NDArray[np.int64], random: np.random.Generator) -> _Step:
         """Draw what is hidden of these windows."""
         train = fitting.train
         weights = torch.from_numpy(train.weights[rows])
+        families = torch.zeros(len(fitting.families), train.targets.shape[1])
+        for row, family in enumerate(fitting.families):
+            families[row, list(family)] = 1
         return cls(
             _thinned(train.inputs, rows, fitting, random),
             torch.from_numpy(train.targets[rows]),
             weights / weights.sum(),
             train.next_texts[rows, 0],
+            families,
+            fitting.options.parents if len(families) else 0.0,
         )
 
     def loss(self, head: Head, member: Member, vectors: Vectors, named: TextTable | None) -> Tensor:
-        """Return BCE of the labels, plus the contrast of the user vectors, plus the labels that texts name."""
+        """Return BCE of the labels, that of their parents, the contrast of user vectors, the labels that texts name."""
         windows, following = self.windows, self.following
         needed, place = np.unique(np.concatenate([windows.text.ravel(), following]), return_inverse=True)
         found = vectors(needed.astype(np.int64))
@@ -258,7 +270,10 @@ class _Step(NamedTuple):
         window = head.window(inside, *map(torch.from_numpy, (windows.platform, windows.action, windows.age)))
         logits, user = member(window)
         labels = functional.binary_cross_entropy_with_logits(head.prior + logits, self.targets, reduction="none")
-        loss = (labels.mean(1) * self.weights).sum()
+        each = labels.mean(1)
+        if self.parents:
+            each = each + self.parents * parent_loss(head.prior + logits, self.targets, self.families)
+        loss = (each * self.weights).sum()
         if named is not None:
             known = np.flatnonzero((needed > 0) & named.own_known[np.maximum(needed, 1) - 1])
             if len(known):

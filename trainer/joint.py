@@ -19,6 +19,7 @@ from trainer.compact import vector_table
 from trainer.fit import prior_logits
 from trainer.fit_head import Fitting, LabelledWindows, fit_head, fit_member, score_windows
 from trainer.schedule import schedule, seeded
+from trainer.self_training import with_read_labels
 from trainer.words import TokenTable, latent_words
 
 if TYPE_CHECKING:
@@ -150,8 +151,19 @@ def fit_together(encoder: Encoder, states: TextStates, fitting: Fitting) -> Join
     Changes `encoder`, whose transformer made `states`.
     """
     options = fitting.options
-    train = _taught(encoder, states, fitting) if options.teachers else fitting.train
-    fitting = fitting._replace(train=train)
+    if options.self_training:
+        first = _fit_first(encoder.beside(), states, fitting)
+        texts = with_read_labels(fitting.texts, *first)
+        fitting = fitting._replace(texts=texts, options=msgspec.structs.replace(options, self_training=False))
+    if options.teachers:
+        fitting = fitting._replace(train=_taught(encoder, states, fitting))
+    head, table = _fit_first(encoder, states, fitting)
+    return Joint(fit_head(fitting, table, head), table)
+
+
+def _fit_first(encoder: Encoder, states: TextStates, fitting: Fitting) -> Joint:
+    """Train projection, word vectors and the head's first member."""
+    options, train = fitting.options, fitting.train
     with seeded(options.seed, _THREADS) as random:
         latent = latent_words(
             states.tokens,
@@ -168,5 +180,4 @@ def fit_together(encoder: Encoder, states: TextStates, fitting: Fitting) -> Join
         vectors = TrainedVectors(encoder, states)
         _fit_named(head, vectors, fitting, random)
         fit_member(head, 0, fitting, vectors, random, named=True)
-        table = vectors.table()
-    return Joint(fit_head(fitting, table, head), table)
+        return Joint(head, vectors.table())

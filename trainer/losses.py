@@ -11,6 +11,9 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from trainer.options import TextLoss
 
+_LEAST = 1e-6
+"""Probability below which an outcome is not told from an impossible one."""
+
 
 def label_loss(logits: Tensor, targets: Tensor, kind: TextLoss) -> Tensor:
     """Return the loss of each row (rows,), summed over labels. `targets`: (rows, labels), in [0, 1].
@@ -22,6 +25,18 @@ def label_loss(logits: Tensor, targets: Tensor, kind: TextLoss) -> Tensor:
         return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
     shares = targets / targets.sum(1, keepdim=True).clamp(min=1e-6)
     return -(shares * functional.log_softmax(logits, dim=1)).sum(1)
+
+
+def parent_loss(logits: Tensor, targets: Tensor, families: Tensor) -> Tensor:
+    """Return the mean BCE of each row's parents (rows,), which are touched where a label of their family is.
+
+    `families`: (parents, labels), 1 = the label is the parent or below it. Labels are taken for independent, so that
+    none of a family is touched with probability ∏ (1 - p).
+    """
+    none = functional.softplus(logits) @ families.T  # (rows, parents), -log of that
+    touched = (targets.unsqueeze(1) * families).amax(-1)
+    some = torch.log(-torch.expm1(-none.clamp(min=_LEAST)))
+    return ((1 - touched) * none - touched * some).mean(1)
 
 
 def info_nce(vectors: Tensor, others: Tensor, identity: Tensor, temperature: float) -> Tensor:

@@ -115,6 +115,9 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     contrast: _Amount = 0.0
     """Weight of InfoNCE between a text and one that its readers touched next; doubles the encoder's time."""
 
+    self_training: bool = False
+    """Fit twice: the second time, labels that the first reads with certainty from texts that name none are known."""
+
     # Search
     search_minutes: _Amount = 0.0
     """Minutes spent on looking for better learning rates and sizes before the training, `trainer.search`; 0: none."""
@@ -150,6 +153,8 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Share of windows reduced to one platform, or to all but one, in training: people often are on one only."""
     dropout: _Share = 0.3
     """Of the head's hidden layer."""
+    parents: _Amount = 0.0
+    """Weight of the loss of parent labels beside that of labels: mistakes within a family then cost less."""
     weight_decay: Annotated[float, Meta(ge=0)] = 0.01
     """AdamW's, encoder and head alike."""
 

@@ -7,7 +7,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import msgspec
 import numpy as np
 
 from trainer.compact import Compact
@@ -131,7 +130,6 @@ def _arrays(log: Log, data: Dataset) -> Mapping[str, NDArray[Any]]:
 
 def _restored(log: Log, arrays: Mapping[str, NDArray[Any]]) -> Dataset:
     kept = arrays["labels"]
-    taxonomy = log.taxonomy
     own = log.texts.own[:, kept]
     split_at, period_ms, skipped = arrays["about"].tolist()
     train, tune, test = (
@@ -144,7 +142,7 @@ def _restored(log: Log, arrays: Mapping[str, NDArray[Any]]) -> Dataset:
         for name in _PARTS
     )
     return Dataset(
-        msgspec.structs.replace(taxonomy, labels=tuple(taxonomy.labels[one] for one in kept)),
+        log.taxonomy.keeping(kept.tolist()),
         log.platforms,
         log.texts._replace(
             own=own, own_known=own.any(axis=1), next_labels=arrays["next_labels"], next_count=arrays["next_count"]

@@ -66,6 +66,11 @@ class LabelRule(NamedTuple):
                 found.append("/".join(parts[self.first - 1 : self.last]))
         return tuple(found)
 
+    def parent(self, name: str) -> str:
+        """Return the slug of the path above a label's own; empty where there is none. Tags have none."""
+        above = slug(name.rpartition("/")[0]) if self.first else ""
+        return above if above != slug(name) else ""
+
 
 class LabelledRecording(NamedTuple):
     """A recording, and the taxonomy its own items make. Its events stay on disk."""
@@ -127,11 +132,13 @@ def read_labelled(folder: Path, rule: LabelRule, *, min_users: int) -> LabelledR
             expected="two labels or more",
             fix="Correct --labels, or lower --min-label-users.",
         )
+    parents = {one: rule.parent(name) for one, name in slugs.items()}
     taxonomy = Taxonomy(
         recording.name,
         "1",
         _VENDOR_CATTAX,
-        tuple(Label(one, one, name.replace("/", " / "), (one,)) for one, name in slugs.items()),
+        tuple(Label(one, one, name.replace("/", " / "), (one,), parent=parents[one]) for one, name in slugs.items()),
+        tuple(sorted({*parents.values()} - {"", *slugs})),
     )
     noted = _described(recording, {key: {slug(name) for name in names} & slugs.keys() for key, names in named.items()})
     excluded = {

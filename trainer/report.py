@@ -322,7 +322,8 @@ touched ("sampled") or among all of them ("full"); {", ".join(f"{n} users on {p}
 
 
 def _ablation(findings: Findings) -> str:
-    if not findings.ablation:
+    ablation = findings.ablation
+    if ablation is None:
         return ""
     rows = [
         [
@@ -332,10 +333,17 @@ def _ablation(findings: Findings) -> str:
             _difference(line.micro_f1_difference),
             line.verdict if line.verdict != NOTHING else f"*{NOTHING}*",
         ]
-        for line in findings.ablation
+        for line in ablation.lines
     ]
-    head = ["variant", "NDCG@10", "to the default", "micro-F1 to the default", ""]
-    return f"## What each option brings\n\n{_table(head, rows)}"
+    head = ["variant", "NDCG@10", "to the base", "micro-F1 to the base", ""]
+    base = [f"**{ablation.base}**", f"{ablation.ndcg10.value:.4f}", "–", "–", "the base"]
+    folds = "all folds" if ablation.folds == findings.folds else f"{ablation.folds} of {findings.folds} folds"
+    return f"""## What each option brings
+
+{_table(head, [base, *rows])}
+
+Of the {ablation.users:,} users of {folds}, the whole window shown, no source muted. Each line differs from the base,
+{ablation.base}, in what its name says."""
 
 
 def _checks(findings: Findings) -> str:

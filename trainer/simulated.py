@@ -7,16 +7,16 @@ is to reach, and how near a model comes to it says how much of the interests it 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 
-from trainer.baselines import DecayedCounts, Linear, Popularity
-from trainer.dataset import split_study
 from trainer.measures import ndcg
 from trainer.methods import try_method
-from trainer.study import EVERYTHING, Study, Task, build_study
+from trainer.progress import silent
+from trainer.study import EVERYTHING, FOLDS, Study, Task
+from trainer.subject import Subject
 from xplat_stream.population import Population
 from xplat_stream.taxonomy import load_taxonomy
 from xplat_stream.window import WindowSpec
@@ -27,14 +27,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trainer.methods import Method
-    from trainer.options import TrainOptions
     from trainer.progress import Report
-    from xplat_stream.settings import Settings
 
 _START_MS: Final = 1_780_000_000_000
 _DAY_MS: Final = 86_400_000
-ORACLE: Final = "oracle"
-HEAD: Final = "encoder + head"
 
 
 class SimulatedStudy(NamedTuple):
@@ -45,15 +41,36 @@ class SimulatedStudy(NamedTuple):
 
 
 class AgainstOracle(msgspec.Struct, frozen=True):
-    """NDCG@10 of each method on the same test users; `share` is it over the oracle's, 1 = as good as can be."""
+    """NDCG@10 of the oracle and of each method, on the same users."""
 
     users: int
-    ndcg: dict[str, float]
-    share: dict[str, float]
+    labels: int
+    oracle_ndcg10: float
+    ndcg10: dict[str, float]
+    """Method → NDCG@10; the main one first."""
+
+    def share(self, name: str) -> float:
+        """Return what of the oracle's NDCG@10 a method reaches: 1 is as good as can be."""
+        return self.ndcg10[name] / self.oracle_ndcg10
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures that a script asks for: the main method's, and under `baselines` the others'."""
+        main, *others = (
+            {"name": name, "ndcg10": round(value, 4), "oracle_share": round(self.share(name), 4)}
+            for name, value in self.ndcg10.items()
+        )
+        oracle = {"users": self.users, "labels": self.labels, "oracle_ndcg10": round(self.oracle_ndcg10, 4)}
+        return {"main": main.pop("name"), **main, **oracle, "baselines": {one.pop("name"): one for one in others}}
 
 
 def simulated_study(
-    users: int, *, events_each: int = 60, days: float = 30.0, seed: int = 7, task: Task | None = None
+    users: int,
+    *,
+    events_each: int = 200,
+    days: float = 30.0,
+    seed: int = 7,
+    task: Task | None = None,
+    folds: int = FOLDS,
 ) -> SimulatedStudy:
     """Simulate `users` people with `events_each` events on average over `days`, and cut their histories.
 
@@ -62,8 +79,8 @@ def simulated_study(
     taxonomy = load_taxonomy()
     population = Population(taxonomy, users=users, seed=seed)
     end_ms = _START_MS + round(days * _DAY_MS)
-    events = population.events(_START_MS, end_ms, users * events_each)
-    study = build_study(f"simulated-{users}", events, taxonomy, WindowSpec(), task or Task())
+    events = list(population.events(_START_MS, end_ms, users * events_each))
+    study = Subject(f"simulated-{users}", events, taxonomy, WindowSpec(), {}).study(task or Task(), folds)
     labels = study.taxonomy.ids()
     latent = [
         population.interests(study.histories.users[user], at)
@@ -73,38 +90,25 @@ def simulated_study(
 
 
 def against_oracle(
-    simulated: SimulatedStudy, methods: Sequence[Method] = (Popularity(), DecayedCounts(), Linear())
+    simulated: SimulatedStudy, methods: Sequence[Method], *, folds: int = FOLDS, report: Report = silent
 ) -> AgainstOracle:
-    """Try methods on all five folds, beside the oracle on the same users."""
+    """Try methods on every user, the main one first, beside the oracle on the same users. Raises as `try_method`."""
     study = simulated.study
     targets = study.test.targets
-    scores = {method.name: try_method(study, method, views=[EVERYTHING])[EVERYTHING].scores for method in methods}
-    return _compared(targets, {ORACLE: simulated.oracle, **scores})
 
+    def reached(method: Method) -> float:
+        trials = try_method(
+            study,
+            method,
+            views=(EVERYTHING,),
+            folds=range(folds),
+            report=lambda done: report(method.name, done, folds, {}),
+        )
+        return float(ndcg(trials[EVERYTHING].scores, targets).mean())
 
-def release_against_oracle(
-    simulated: SimulatedStudy, settings: Settings, options: TrainOptions, report: Report
-) -> AgainstOracle:
-    """Train encoder and head as a release is trained, four users in five, and compare on the test users of the fifth.
-
-    Minutes; nothing is published.
-    """
-    from trainer.train import train_data
-
-    study = simulated.study
-    options = msgspec.structs.replace(options, publish=False)
-    data = split_study(study, options, "user")
-    result = train_data(data, settings, options, report)
-    row = {study.histories.users[user]: place for place, user in enumerate(study.test.user.tolist())}
-    oracle = simulated.oracle[[row[user] for user in data.test.users]]
-    return _compared(data.test.targets, {ORACLE: oracle, HEAD: result.scores})
-
-
-def _compared(targets: NDArray[np.float32], scores: dict[str, NDArray[np.float32]]) -> AgainstOracle:
-    found = {name: float(ndcg(one, targets).mean()) for name, one in scores.items()}
-    best = found[ORACLE]
     return AgainstOracle(
         len(targets),
-        {name: round(value, 4) for name, value in found.items()},
-        {name: round(value / best, 4) for name, value in found.items()},
+        targets.shape[1],
+        float(ndcg(simulated.oracle, targets).mean()),
+        {method.name: reached(method) for method in methods},
     )

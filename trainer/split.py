@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from tokenizers import Tokenizer
-
+from trainer.checkpoint import Checkpoint
+from trainer.dataset import with_targets
+from trainer.encoding import FreshEncoder, as_it_is, fine_tuned
 from trainer.fit_head import Fitting, LabelledWindows, score_windows
 from trainer.joint import TextStates, fit_together, text_states
-from trainer.models import Pretrained, default_base, load_pretrained
 from trainer.options import TrainOptions
 from trainer.progress import silent
-from xplat_stream.serving.features import TextFeatures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -30,9 +27,9 @@ SPLIT = "split"
 
 
 class Prepared(NamedTuple):
-    """A transformer and what it says of a study's texts."""
+    """An encoder and what its transformer says of a study's texts."""
 
-    pretrained: Pretrained
+    fresh: FreshEncoder
     states: TextStates
 
 
@@ -53,54 +50,50 @@ class FittedSplit:
 class SplitMethod:
     """Encoder and head. A `trainer.methods.Method`.
 
-    The transformer is prepared and run once a study, over its texts alone: titles and categories, nobody's behavior.
-    Everything that learns from behavior is fitted anew for every fold.
+    Everything that learns from behavior is fitted anew for every fold. Without an adapter that leaves the transformer
+    out: it is run once a study, over its texts alone, titles and categories. With one it is fine-tuned fold by fold, on
+    what the fold's training users touched next.
     """
 
-    options: TrainOptions = field(default_factory=TrainOptions)
+    options: TrainOptions = field(default_factory=lambda: TrainOptions(adapter="none"))
     name: str = SPLIT
     report: Report = silent
-    pretrained: Callable[[TextTable], Pretrained] | None = None
-    """Prepares the transformer; by default the pretrained one as it is."""
-    _prepared: dict[tuple[str, ...], Prepared] = field(default_factory=dict, repr=False)
+    _prepared: dict[tuple[object, ...], Prepared] = field(default_factory=dict, repr=False)
 
     def fit(self, study: Study, train: Cuts, tune: Cuts) -> FittedSplit:
         """See `Method`."""
-        prepared = self.prepared(study.texts)
-        encoder = prepared.pretrained.encoder.beside()
         views = [{platform + 1 for platform in view} for view in study.views().values()]
         fitting = Fitting(
             LabelledWindows.of_cuts(train),
             LabelledWindows.of_cuts(tune),
-            study.texts,
+            with_targets(study.texts, train.inputs.newest(), train.targets),
             len(study.platforms),
             self.options,
             self.report,
             [view for view in views if len(view) < len(study.platforms)] or None,
             study.target(),
+            study.taxonomy.families(),
         )
-        return FittedSplit(encoder, *fit_together(encoder, prepared.states, fitting))
+        if self.options.adapter == "none":
+            fresh, states = self.prepared(study.texts)
+        else:
+            fresh, states = self._read(fine_tuned(fitting, study.taxonomy, checkpoint=Checkpoint.off()), study.texts)
+        encoder = fresh.encoder.beside()
+        return FittedSplit(encoder, *fit_together(encoder, states, fitting))
 
     def prepare(self, study: Study) -> None:
         """See `trainer.methods.Prepares`."""
-        self.prepared(study.texts)
+        if self.options.adapter == "none":
+            self.prepared(study.texts)
 
     def prepared(self, texts: TextTable) -> Prepared:
-        """Return the transformer, which runs over the texts once, however many folds there are."""
-        key = tuple(texts.texts)
+        """Return the transformer as it is, which runs over the texts once, however many folds there are."""
+        options = self.options
+        key = (options.base, options.width, options.max_tokens, *texts.texts)
         if key not in self._prepared:
-            pretrained = self.pretrained(texts) if self.pretrained else _as_it_is(self.options)
-            features = TextFeatures(
-                Tokenizer.from_str(pretrained.tokenizer.decode()), max_tokens=self.options.max_tokens
-            )
             self._prepared.clear()  # one study at a time
-            self._prepared[key] = Prepared(
-                pretrained, text_states(pretrained.encoder, features, texts.texts, self.report)
-            )
+            self._prepared[key] = self._read(as_it_is(options), texts)
         return self._prepared[key]
 
-
-def _as_it_is(options: TrainOptions) -> Pretrained:
-    pretrained = load_pretrained(options.base or default_base(), width=options.width, lora_rank=options.lora_rank)
-    pretrained.encoder.merge()
-    return pretrained
+    def _read(self, fresh: FreshEncoder, texts: TextTable) -> Prepared:
+        return Prepared(fresh, text_states(fresh.encoder, fresh.features, texts.texts, self.report))

@@ -19,7 +19,6 @@ from trainer.compact import compact
 from trainer.examples import NEXT_TEXTS, Windows, bit_positions, spread
 from trainer.histories import Histories, History, Log, gather
 from xplat_stream.errors import DataError
-from xplat_stream.taxonomy import Taxonomy
 from xplat_stream.window import BehaviorWindow, WindowSpec
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from trainer.compact import Compact
     from trainer.texts import TextTable
     from xplat_stream.event import Event
+    from xplat_stream.taxonomy import Taxonomy
 
 __all__ = [
     "A_ONLY",
@@ -209,11 +209,10 @@ def cut_study(log: Log, spec: WindowSpec, task: Task, *, max_events: int = _MAX_
         number += len(drafts)
         writer.add(history, chosen)
     every = writer.cuts()
-    taxonomy = log.taxonomy
     return Study(
         log.name,
         task,
-        Taxonomy(taxonomy.name, taxonomy.version, taxonomy.cattax, tuple(taxonomy.labels[one] for one in kept)),
+        log.taxonomy.keeping(kept.tolist()),
         log.platforms,
         log.items,
         texts,
@@ -224,7 +223,7 @@ def cut_study(log: Log, spec: WindowSpec, task: Task, *, max_events: int = _MAX_
         {
             **log.excluded,
             "users not evaluated": len(log.histories) - evaluated,
-            "labels of too few users": len(taxonomy) - len(kept),
+            "labels of too few users": len(log.taxonomy) - len(kept),
         },
         spec,
     )

@@ -147,6 +147,7 @@ def train_data(
         options,
         report,
         target=data.target,
+        families=data.taxonomy.families(),
     )
 
     # Search: learning rates and sizes that foretell the tuning users best, within a budget of minutes
@@ -156,7 +157,8 @@ def train_data(
         def encoder_of(options: TrainOptions, report: Report, checkpoint: Checkpoint) -> ReadyEncoder:
             if options.head_only:
                 return active_encoder(settings, options)
-            return fine_tuned(data, options, report, checkpoint=checkpoint).exported(options)
+            asked = fitting._replace(options=options, report=report)
+            return fine_tuned(asked, data.taxonomy, checkpoint=checkpoint).exported(options)
 
         options, searched = search(fitting, encoder_of=encoder_of, checkpoint=checkpoint)
         fitting = fitting._replace(options=options)
@@ -171,7 +173,7 @@ def train_data(
         head = fit_head(fitting, table)
     else:
         # Encoder: fine-tuned on every distinct text, run once over all; its last layer is trained with the head
-        fresh = fine_tuned(data, options, report, checkpoint=checkpoint)
+        fresh = fine_tuned(fitting, data.taxonomy, checkpoint=checkpoint)
         clock.stage("encoder")
         states = text_states(fresh.encoder, fresh.features, data.texts.texts, report)
         clock.stage("vectors")

@@ -10,14 +10,14 @@ import re
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
 from xplat_stream.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 DEFAULT_FILE: Final = "iab_audience_1_1.json"
 _CLASSIFICATIONS: Final = 4096
@@ -30,7 +30,7 @@ class Label(msgspec.Struct, frozen=True):
     """One interest. A `sensitive` one is scored and never published, but for a purpose: see `Taxonomy.for_purpose`.
 
     `id` is the taxonomy's own; `content_ids` are IAB Content Taxonomy 3.1 ids of items about it; `aliases` are other
-    words platforms use for it in their categories.
+    words platforms use for it in their categories; `parent` is the id of the label or group that it is part of.
     """
 
     id: str
@@ -40,18 +40,21 @@ class Label(msgspec.Struct, frozen=True):
     aliases: tuple[str, ...] = ()
     description: str = ""
     sensitive: bool = False
+    parent: str = ""
 
 
 class Taxonomy(msgspec.Struct, frozen=True, cache_hash=True):
     """A named, versioned, ordered list of labels. The order is part of a model release.
 
-    `cattax` is the AdCOM code of the taxonomy (4 = Audience 1.1; 500 and above are vendor-specific).
+    `cattax` is the AdCOM code of the taxonomy (4 = Audience 1.1; 500 and above are vendor-specific). `groups` are ids
+    that labels name as their parent and that nobody is scored for.
     """
 
     name: str
     version: str
     cattax: int
     labels: tuple[Label, ...]
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("id", "slug"):
@@ -63,6 +66,56 @@ class Taxonomy(msgspec.Struct, frozen=True, cache_hash=True):
         if not self.labels:
             message = "labels is empty"
             raise ValueError(message)
+        self._check_parents()
+
+    def _check_parents(self) -> None:
+        parents = {label.id: label.parent for label in self.labels}
+        known = {"", *parents, *self.groups}
+        unknown = sorted({parent for parent in parents.values() if parent not in known})
+        if unknown:
+            message = f"no label or group is the parent {', '.join(unknown)}"
+            raise ValueError(message)
+        both = sorted(parents.keys() & set(self.groups))
+        if both:
+            message = f"label and group at once: {', '.join(both)}"
+            raise ValueError(message)
+        for one in parents:
+            if one in self._above(one, parents):
+                message = f"the label {one} is its own parent"
+                raise ValueError(message)
+
+    @staticmethod
+    def _above(label: str, parents: Mapping[str, str]) -> list[str]:
+        """Return the parent of a label, its parent's, and so on; of a circle each member once."""
+        found: list[str] = []
+        while (label := parents.get(label, "")) and label not in found:
+            found.append(label)
+        return found
+
+    def families(self) -> list[tuple[int, ...]]:
+        """Return, for every label or group with others below it, the positions of all of them, its own included.
+
+        None of a single label: it would say the same again.
+        """
+        parents = {label.id: label.parent for label in self.labels}
+        found: dict[str, list[int]] = {}
+        for position, label in enumerate(parents):
+            for one in (label, *self._above(label, parents)):
+                found.setdefault(one, []).append(position)
+        return [tuple(family) for family in found.values() if len(family) > 1]
+
+    def keeping(self, positions: Iterable[int]) -> Self:
+        """Return the taxonomy with these labels only. Where a parent is left out, its own takes its place."""
+        kept = [self.labels[position] for position in positions]
+        parents = {label.id: label.parent for label in self.labels}
+        named = {label.id for label in kept} | set(self.groups)
+        labels = tuple(
+            msgspec.structs.replace(
+                label, parent=next((one for one in self._above(label.id, parents) if one in named), "")
+            )
+            for label in kept
+        )
+        return msgspec.structs.replace(self, labels=labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -120,7 +173,7 @@ def parse_taxonomy(raw: bytes, *, where: str) -> Taxonomy:
         raise DataError(
             f"taxonomy cannot be read: {error}",
             where=where,
-            expected="JSON with name, version, cattax and labels of {id, slug, name}",
+            expected="JSON with name, version, cattax and labels of {id, slug, name}, parents among them",
             fix=f"Compare it with the shipped {DEFAULT_FILE}.",
         ) from error
 

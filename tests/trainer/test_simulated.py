@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainer.baselines import Popularity
+from trainer.baselines import COUNTS, POPULARITY, DecayedCounts, Popularity
 from trainer.measures import ndcg
-from trainer.simulated import ORACLE, against_oracle, simulated_study
+from trainer.simulated import against_oracle, simulated_study
 from trainer.study import Task
 
 
@@ -37,8 +37,16 @@ def test_nobody_is_drawn_better_than_by_the_oracle(simulated):
 
 def test_shares_of_the_oracle_are_reported(simulated):
     """A method's share is its NDCG over the oracle's on the same users."""
-    found = against_oracle(simulated, [Popularity()])
+    told = []
+    found = against_oracle(
+        simulated, [DecayedCounts(), Popularity()], report=lambda name, done, *_: told.append((name, done))
+    )
+    summary = found.summary()
 
     assert found.users == len(simulated.study.test)
-    assert found.share[ORACLE] == 1
-    assert found.share["popularity"] == pytest.approx(found.ndcg["popularity"] / found.ndcg[ORACLE], abs=1e-3)
+    assert found.oracle_ndcg10 == pytest.approx(ndcg(simulated.oracle, simulated.study.test.targets).mean())
+    assert 0 < found.share(POPULARITY) < found.share(COUNTS) < 1
+    assert summary["main"] == COUNTS
+    assert summary["oracle_share"] == round(found.share(COUNTS), 4)
+    assert summary["baselines"][POPULARITY]["ndcg10"] == round(found.ndcg10[POPULARITY], 4)
+    assert told == [(name, done) for name in (COUNTS, POPULARITY) for done in range(1, 6)]

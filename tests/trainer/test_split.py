@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -15,27 +18,20 @@ from trainer.export import encode_texts, export_encoder, export_head, score_inpu
 from trainer.fit_head import views_of_platforms
 from trainer.measures import ndcg
 from trainer.methods import split, try_method
-from trainer.models import load_pretrained
 from trainer.options import TrainOptions
 from trainer.split import SplitMethod
 from trainer.study import A_ONLY, EVERYTHING
 from trainer.words import TokenTable, latent_words
 from xplat_stream.serving.features import TextFeatures
 
-OPTIONS = TrainOptions(max_tokens=16, members=2, head_batch=64, head_epochs=6)
+OPTIONS = TrainOptions(adapter="none", max_tokens=16, members=2, head_batch=64, head_epochs=6)
 
 
 @pytest.fixture(scope="module")
 def method(tmp_path_factory):
     """The served model on an encoder of one layer with weights at random: all it knows it learns here."""
-    base = str(make_tiny_base(tmp_path_factory.mktemp("base"), study().texts.texts))
-
-    def pretrained(_):
-        found = load_pretrained(base, width=64, lora_rank=1)
-        found.encoder.merge()
-        return found
-
-    return SplitMethod(OPTIONS, pretrained=pretrained)
+    base = make_tiny_base(tmp_path_factory.mktemp("base"), study().texts.texts)
+    return SplitMethod(msgspec.structs.replace(OPTIONS, base=str(base)))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +56,7 @@ def test_it_reads_one_platform_for_another(method):
 
 def test_the_graphs_answer_as_the_method_does(method, fitted, parts):
     """What is exported, encoder and head, gives the vectors and scores that were evaluated."""
-    tokenizer = Tokenizer.from_str(method.prepared(study().texts).pretrained.tokenizer.decode())
+    tokenizer = Tokenizer.from_str(method.prepared(study().texts).fresh.tokenizer.decode())
     graph = export_encoder(fitted.encoder, vocabulary=tokenizer.get_vocab_size())
     texts = study().texts.texts
     features = TextFeatures(tokenizer, max_tokens=OPTIONS.max_tokens)
@@ -88,6 +84,42 @@ def test_same_seed_same_model(method, fitted, parts):
     again = method.fit(study(), parts.train, parts.tune)
     assert np.array_equal(again.table, fitted.table)
     assert np.array_equal(again.scores(parts.test), fitted.scores(parts.test))
+
+
+def backbone(method, of, fold=0):
+    """Fit one fold and return the transformer's weights."""
+    parts = split(of, fold)
+    return method.fit(of, parts.train, parts.tune).encoder.backbone.state_dict()
+
+
+def same(one, other):
+    return all(map(torch.equal, one.values(), other.values()))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"contrast": 0.1, "weak_labels": True, "mlm_steps": 2}], ids=["plain", "all hints"]
+)
+def test_the_transformer_is_fine_tuned_on_training_users_alone(method, changes):
+    """Whatever tuning and tested users do, and after what, no weight of it changes; another fold's are others."""
+    quick = {"head_epochs": 1, "members": 1, "encoder_texts_shown": 64, "max_texts": 20, "adapter": "lora"}
+    tuned = replace(method, options=msgspec.structs.replace(method.options, **quick, **changes))
+    kept = np.isin(study().train.user, split(study(), 0).train.user)
+    altered = study()._replace(train=backwards(study().train, ~kept), test=backwards(study().test))
+
+    found = backbone(tuned, study())
+
+    assert not same(found, method.prepared(study().texts).fresh.encoder.backbone.state_dict())
+    assert same(found, backbone(tuned, altered))
+    assert not same(found, backbone(tuned, study(), 1))
+
+
+def backwards(cuts, chosen=True):
+    """Return the cuts with some of the windows exchanged, and what came after them."""
+    rows = np.arange(len(cuts))
+    moved = rows.copy()
+    chosen = np.broadcast_to(chosen, rows.shape)
+    moved[chosen] = rows[chosen][::-1]
+    return replace(cuts, inputs=cuts.inputs.take(moved), targets=cuts.targets[moved], next_texts=cuts.next_texts[moved])
 
 
 def test_words_that_the_same_people_touch_lie_near_each_other():

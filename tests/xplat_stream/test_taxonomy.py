@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from hypothesis import given
 
 from tests.strategies import taxonomies
 from xplat_stream.errors import DataError
-from xplat_stream.taxonomy import DEFAULT_FILE, Taxonomy, load_taxonomy, parse_taxonomy
+from xplat_stream.taxonomy import DEFAULT_FILE, Label, Taxonomy, load_taxonomy, parse_taxonomy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -132,3 +133,55 @@ def test_unknown_fields_are_allowed() -> None:
     """A file may say more than is read, a source for example."""
     raw = f'{{"name": "n", "version": "1", "cattax": 500, "source": "us", "labels": [{LABEL}]}}'
     assert parse_taxonomy(raw.encode(), where="here").ids() == ("1",)
+
+
+def tree() -> Taxonomy:
+    """Face and eyes of make-up, which is beauty; tools, a group; hair, alone in its own."""
+    labels = (
+        Label("beauty", "beauty", "Beauty"),
+        Label("makeup", "makeup", "Make-up", parent="beauty"),
+        Label("face", "face", "Face", parent="makeup"),
+        Label("brush", "brush", "Brushes", parent="tools"),
+        Label("mirror", "mirror", "Mirrors", parent="tools"),
+        Label("hair", "hair", "Hair", parent="care"),
+    )
+    return Taxonomy("tree", "1", 500, labels, ("tools", "care"))
+
+
+def test_families_hold_all_below() -> None:
+    """A parent with what lies below it at any depth, a group without itself; none of one label."""
+    assert sorted(tree().families()) == [(0, 1, 2), (1, 2), (3, 4)]
+    assert load_taxonomy().families() == []
+
+
+def test_a_label_left_out_leaves_its_parent() -> None:
+    """Of fewer labels each keeps the nearest parent that is left; a group left with one label is no family."""
+    fewer = tree().keeping([2, 0, 4])
+    assert [(label.id, label.parent) for label in fewer.labels] == [
+        ("face", "beauty"),
+        ("beauty", ""),
+        ("mirror", "tools"),
+    ]
+    assert fewer.families() == [(0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "words"),
+    [
+        pytest.param([("a", "b")], (), "no label or group is the parent b", id="unknown"),
+        pytest.param([("a", "a")], (), "its own parent", id="itself"),
+        pytest.param([("x", ""), ("a", "b"), ("b", "c"), ("c", "b")], (), "its own parent", id="circle"),
+        pytest.param([("a", "")], ("a",), "label and group at once: a", id="both"),
+    ],
+)
+def test_parents_that_cannot_be(labels: list[tuple[str, str]], groups: tuple[str, ...], words: str) -> None:
+    """A parent nobody knows, a circle and an id that is label and group are told."""
+    with pytest.raises(ValueError, match=words):
+        Taxonomy("t", "1", 500, tuple(Label(one, one, one, parent=parent) for one, parent in labels), groups)
+
+
+def test_files_without_parents_are_read() -> None:
+    """A file written before labels had parents means what it meant, and reads the same when written anew."""
+    old = parse_taxonomy(f'{{"name": "t", "version": "1", "cattax": 500, "labels": [{LABEL}]}}'.encode(), where="t")
+    assert (old.labels[0].parent, old.groups) == ("", ())
+    assert parse_taxonomy(msgspec.json.encode(tree()), where="t") == tree()
