@@ -278,7 +278,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(evaluate_command, "_others", lambda *_: (Popularity2(),))
     app = typer.Typer()
     app.command()(evaluate_command.evaluate)
-    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in (*words, "--jobs", 1)])
 
 
 def test_the_command_evaluates_a_folder(run, tmp_path: Path) -> None:
