@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from trainer.compact import Compact
-from trainer.dataset import Dataset, cut_log, split_study
+from trainer.dataset import Dataset, cut_log, data_span, split_study
 from trainer.examples import Examples
 from trainer.sources import FolderSource, TopicSource, cached_log
 from trainer.study import Task, cut_study
@@ -156,4 +156,5 @@ def _restored(log: Log, arrays: Mapping[str, NDArray[Any]]) -> Dataset:
         period_ms,
         skipped,
         frozenset(arrays["target"].tolist()),
+        data_span(log),
     )

@@ -36,11 +36,12 @@ from trainer.joint import fit_together, text_states
 from trainer.options import TrainOptions, checked
 from trainer.prepare import Prepared, Recorded, prepare
 from trainer.progress import STAGES, Report, silent
-from trainer.release import Candidate, publish
+from trainer.release import Candidate, place_candidate
 from trainer.search import Searched, search
 from xplat_stream.errors import DataError
 from xplat_stream.kafka.log import Span, behavior_spans
 from xplat_stream.profile import TaxonomyRef
+from xplat_stream.serving.promote import promote
 from xplat_stream.serving.releases import Golden, ModelRepository
 from xplat_stream.serving.triton import TritonScorer
 from xplat_stream.taxonomy import load_taxonomy
@@ -209,6 +210,8 @@ def train_data(
         base=encoder.base,
         golden=_golden(data, table, encoder, graph),
         metrics=metrics,
+        calibration={"temperature": head.temperature.item(), "linear": head.share.item()},
+        data=data.span,
     )
     report("export", 1, 1, {"head_kb": len(graph) / 1024})
     clock.stage("export")
@@ -217,7 +220,8 @@ def train_data(
         return TrainResult(0, 0, metrics, evaluation, clock.seconds, candidate, searched, scores)
 
     # Publication: placed, loaded, verified, announced
-    published = publish(settings, candidate)
+    manifest = place_candidate(settings, candidate)
+    published = promote(settings, manifest.release, force=True, reason="trained")
     report("publish", 1, 1, {"release": published.release})
     checkpoint.clear()
     clock.stage("publish")
@@ -238,7 +242,7 @@ def _serve_with(settings: Settings, prepared: Prepared, release: int) -> dict[st
 
 async def _can_publish(settings: Settings) -> None:
     """Find out before the minutes of training, not after, that there is nowhere to publish."""
-    ModelRepository(settings.model.repository).require_layout()
+    ModelRepository.of(settings).require_layout()
     async with TritonScorer(settings.triton) as scorer:
         await scorer.require_ready()
 

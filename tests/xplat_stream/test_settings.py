@@ -37,6 +37,16 @@ def test_the_defaults_are_pinned(tmp_path: Path) -> None:
         },
         "triton": {"url": "127.0.0.1:8001", "deadline_s": 10.0, "encoder_batch": 8, "head_batch": 64},
         "model": {"repository": "model_repo", "taxonomy": "", "max_interests": 10},
+        "release": {
+            "approval": "auto",
+            "signing_key": "",
+            "trusted_keys": "",
+            "margin": 0.02,
+            "group_margin": 0.05,
+            "calibration_margin": 0.02,
+            "max_p99_ms": 250.0,
+            "max_memory_mb": 1024,
+        },
         "local": {"home": ".xplat", "kafka_port": 0, "triton_port": 0, "kafka_heap_mb": 512},
     }
     assert load_settings({}, folder=tmp_path) == Settings()

@@ -46,7 +46,7 @@ async def texts_per_s(settings: Settings, graph: bytes | Path, features: TextFea
 @asynccontextmanager
 async def _loaded(settings: Settings, graph: bytes | Path) -> AsyncIterator[TritonScorer]:
     """Have the graph loaded as `PROBE` inside the block, configured as the encoder is."""
-    repository = ModelRepository(settings.model.repository)
+    repository = ModelRepository.of(settings)
     repository.require_layout()
     folder = repository.root / PROBE
     shutil.rmtree(folder, ignore_errors=True)  # what a killed run left

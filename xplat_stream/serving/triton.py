@@ -33,8 +33,8 @@ class TritonScorer:
     """Scores with the two models of a release, on one connection. Use it inside one event loop; `close` it."""
 
     def __init__(self, settings: TritonSettings) -> None:
-        self._settings = settings
-        self._client = triton.InferenceServerClient(settings.url)
+        self._settings = settings.replicas[0]
+        self._client = triton.InferenceServerClient(self._settings.url)
 
     async def encode(self, release: Release, texts: Sequence[str]) -> list[bytes]:
         """See `Scorer.encode`."""
