@@ -1,7 +1,7 @@
-"""A trained release is placed as a candidate: whole, signed, and out of Triton's sight.
+"""A trained release: placed as a candidate ▸ judged by the gate ▸ promoted, where that is allowed.
 
-What follows is the gate's (`trainer.gate`) and the library's (`xplat_stream.serving.promote`). Until a release is
-announced no worker acts on it, so one that is never promoted harms nobody.
+A candidate lies whole and signed out of Triton's sight, and no worker acts on it until it is announced: one that is
+refused, or whose training dies after any of these steps, harms nobody. `xplat model check` and `promote` go on with it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from trainer.gate import check
 from xplat_stream.kafka.consumer import active_announcement
+from xplat_stream.serving.promote import promote
 from xplat_stream.serving.releases import (
     ENCODER,
     HEAD,
@@ -31,7 +33,10 @@ from xplat_stream.serving.signing import sign
 from xplat_stream.serving.store import ReleaseStore
 
 if TYPE_CHECKING:
+    from trainer.dataset import Dataset
+    from trainer.progress import Report
     from xplat_stream.profile import TaxonomyRef
+    from xplat_stream.serving.store import Verdict
     from xplat_stream.settings import Settings
 
 
@@ -65,6 +70,34 @@ class Candidate(NamedTuple):
     metrics: dict[str, float]
     calibration: dict[str, float] = {}  # noqa: RUF012 - never changed
     data: DataSpan | None = None
+
+
+class Released(NamedTuple):
+    """What became of a candidate."""
+
+    number: int
+    verdict: Verdict
+    promoted: bool
+    previous: int
+    """The release that was active before, where this one took over; else 0."""
+
+
+def release(
+    settings: Settings, candidate: Candidate, data: Dataset, report: Report, *, force: bool = False
+) -> Released:
+    """Place a candidate, judge it on the data's held-out people, and promote it when it passes and may.
+
+    `force`: promote it in spite of the gate and of `release.approval`; the journal says so. Raises `ReleaseError` when
+    it cannot be placed, or a server does not load it; `TritonUnavailable`, `KafkaUnavailable`, `DeliveryError`.
+    """
+    number = place_candidate(settings, candidate).release
+    verdict = check(settings, number, data)
+    report("check", 1, 1, {"checks": len(verdict.checks), "refused": len(verdict.refused_by)})
+    if not force and (not verdict.passed or settings.release.approval == "manual"):
+        return Released(number, verdict, promoted=False, previous=0)
+    promoted = promote(settings, number, force=force, reason="trained")
+    report("publish", 1, 1, {"release": number})
+    return Released(number, verdict, promoted=True, previous=promoted.previous)
 
 
 def kept_encoder(manifest: Manifest) -> EncoderKept:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -123,6 +123,17 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float]
 
 
+class Shown(msgspec.Struct, frozen=True, kw_only=True):
+    """A release as `xplat model show` shows it."""
+
+    release: int
+    state: State
+    about: dict[str, Any] | None
+    """The manifest without golden requests; None where the files are gone."""
+    journal: Journal
+    verdict: Verdict | None
+
+
 class ReleaseStore:
     """The releases of a model repository with their journals."""
 
@@ -215,6 +226,16 @@ class ReleaseStore:
                 )
             )
         return found
+
+    def shown(self, number: int) -> Shown:
+        """Return everything that is known of a release. Raises `ReleaseError`."""
+        journal, manifest = self.journal(number), self._manifest(number)
+        about = None if manifest is None else {**msgspec.to_builtins(manifest)}
+        if about is not None:
+            del about["golden"]
+        return Shown(
+            release=number, state=self.state(number), about=about, journal=journal, verdict=self.verdict(number)
+        )
 
     def retire(self, number: int, reason: str) -> None:
         """Take a release that nobody uses out of Triton's sight. Raises `ReleaseError` where somebody does."""

@@ -41,7 +41,7 @@ class TritonScorer:
         vectors: list[bytes] = [b""] * len(texts)
         for batch in release.texts.batches(texts, size=self._settings.encoder_batch):
             inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-            found = await self.infer(ENCODER, release.encoder, inputs, "vector")
+            found = await self.infer(*self._encoder_of(release), inputs, "vector")
             require_shape("vector", found, (len(batch.where), release.manifest.width))
             for position, vector in zip(batch.where, found.astype(np.float16), strict=True):
                 vectors[position] = vector.tobytes()
@@ -53,12 +53,19 @@ class TritonScorer:
         parts = []
         for start in range(0, users, self._settings.head_batch):
             part = {name: array[start : start + self._settings.head_batch] for name, array in inputs._asdict().items()}
-            parts.append(self.infer(HEAD, release.number, part, "scores"))
+            parts.append(self.infer(*self._head_of(release), part, "scores"))
         labels = len(release.manifest.labels)
         scores = np.concatenate(await asyncio.gather(*parts)) if parts else np.zeros((0, labels), np.float32)
         require_shape("scores", scores, (users, labels))
         require_probabilities(scores)
         return scores
+
+    def _encoder_of(self, release: Release) -> tuple[str, int]:
+        """Return under which name and version the server has a release's encoder."""
+        return ENCODER, release.encoder
+
+    def _head_of(self, release: Release) -> tuple[str, int]:
+        return HEAD, release.number
 
     async def check_golden(self, release: Release) -> None:
         """Ask the release's golden requests. Raises `ReleaseError` when an answer differs, `TritonUnavailable`."""
@@ -119,9 +126,15 @@ class TritonScorer:
             if not await self._client.is_server_live(client_timeout=self._settings.deadline_s):
                 return False
             return release is None or (
-                await self._client.is_model_ready(ENCODER, str(release.encoder))
-                and await self._client.is_model_ready(HEAD, str(release.number))
+                await self.has(ENCODER, release.encoder) and await self.has(HEAD, release.number)
             )
+        except InferenceServerException:
+            return False
+
+    async def has(self, model: str, version: int) -> bool:
+        """Tell whether the server has a version loaded."""
+        try:
+            return bool(await self._client.is_model_ready(model, str(version)))
         except InferenceServerException:
             return False
 
