@@ -45,7 +45,7 @@ def check(
         data = prepare(settings, TrainOptions(), report, recorded).data
     verdict = judge(settings, number, data, against=against)
     if json:
-        sys.stdout.write(msgspec.json.encode(verdict).decode() + "\n")
+        sys.stdout.write(msgspec.json.encode(verdict.in_full()).decode() + "\n")
     else:
         console.print(render(verdict))
         for note in verdict.notes:

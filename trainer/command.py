@@ -144,7 +144,7 @@ def train(  # one option each
             "release": result.release,
             "previous": result.previous,
             "promoted": result.promoted,
-            "verdict": result.verdict,
+            "verdict": result.verdict and result.verdict.in_full(),
             "metrics": result.metrics,
             "seconds": result.seconds_by_stage,
             "excluded": result.excluded,

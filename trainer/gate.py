@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import onnx
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+    RuntimeException,
+)
 from rich.table import Table
 
 from trainer.compact import vector_table
@@ -36,7 +42,7 @@ from trainer.measures import (
     ndcg,
     paired_label_f1,
 )
-from xplat_stream.errors import InvalidScores, ReleaseError
+from xplat_stream.errors import InvalidScores, ReleaseError, TritonUnavailable
 from xplat_stream.serving.features import HeadInputs
 from xplat_stream.serving.probe import encoder_times, head_times, probed, server_memory
 from xplat_stream.serving.promote import known_store
@@ -131,11 +137,10 @@ class Judge:
         candidate = self._sound(reference)
         if candidate is not None:
             cuts = self._held_out()
-            vectors = _vectors(candidate, self._data, cuts.inputs)
-            scores = self._scores(candidate, cuts.inputs, vectors)
-            if scores is not None:
-                self._compare(candidate, reference, cuts, vectors, scores)
-                asyncio.run(self._served(candidate, reference, cuts, vectors))
+            answers = self._answers(candidate, cuts.inputs)
+            if answers is not None:
+                self._compare(candidate, reference, cuts, *answers)
+                asyncio.run(self._served(candidate, reference, cuts, answers[0]))
         return Verdict(
             release=self._number,
             against=self._against,
@@ -253,15 +258,16 @@ class Judge:
             self._notes.append(f"{len(rows)} held-out people are too few to judge quality: {FEWEST} are needed")
         return Cuts(test.inputs.take(rows).trimmed(), test.targets[rows])
 
-    def _scores(self, opened: Opened, inputs: Compact, vectors: NDArray[np.float16]) -> Scores | None:
-        """Return the candidate's scores, None where they are none."""
+    def _answers(self, candidate: Opened, inputs: Compact) -> tuple[NDArray[np.float16], Scores] | None:
+        """Return the candidate's vectors and scores, None where they are none."""
         try:
-            scores = _score(opened, self._data, inputs, vectors)
-        except InvalidScores as error:
-            self._say("scores", False, str(error))
+            vectors = _vectors(candidate, self._data, inputs)
+            scores = _score(candidate, self._data, inputs, vectors)
+        except (InvalidScores, *_NO_GRAPH) as error:
+            self._say("scores", False, str(error).splitlines()[0][:200])
             return None
         self._say("scores", True, f"{scores.size} of {len(scores)} people, all finite and in [0, 1]")
-        return scores
+        return vectors, scores
 
     def _compare(
         self, mine: Opened, reference: Opened | None, cuts: Cuts, vectors: NDArray[np.float16], scores: Scores
@@ -354,7 +360,9 @@ class Judge:
                 await self._parity(scorer, mine, cuts, vectors)
                 await self._speed(scorer, mine, reference, cuts, vectors)
                 after = server_memory(self._settings)
-        except (ReleaseError, InvalidScores) as error:
+        except (ReleaseError, InvalidScores, TritonUnavailable) as error:
+            async with TritonScorer(triton) as alive:
+                await alive.require_ready()  # a server that is away says nothing of the candidate
             self._say("served", False, str(error))
             return
         if before is None or after is None:
@@ -390,7 +398,9 @@ class Judge:
             "head": await head_times(scorer, mine.release, inputs, _HEAD_CALLS),
         }
         theirs: dict[str, list[float]] = {}
-        if reference is not None and reference.manifest.width == mine.manifest.width:
+        if reference is not None:
+            nothing = np.zeros((len(vectors), reference.manifest.width), np.float16)  # as quick as any other
+            _, inputs = self._sample(reference, cuts, nothing)
             async with TritonScorer(self._settings.triton) as serving:
                 if await serving.is_ready(reference.release):
                     theirs["encoder"] = await encoder_times(serving, reference.release, texts, _ENCODER_CALLS)
@@ -418,7 +428,7 @@ class Judge:
         return texts or mine.manifest.golden.texts, inputs.with_vectors(vectors, np.arange(len(rows)))
 
 
-_NO_GRAPH: Final = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf)
+_NO_GRAPH: Final = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, RuntimeException)
 _AS_IT_SHOULD: Final = {"signature": "by a trusted key", "files": "every checksum as the manifest says"}
 
 

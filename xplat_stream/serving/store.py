@@ -107,6 +107,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         """The names of the checks that did not pass."""
         return tuple(check.name for check in self.checks if not check.passed)
 
+    def in_full(self) -> dict[str, Any]:
+        """Return it as machines read it: all fields, and first what follows from them."""
+        return {"passed": self.passed, "refused_by": self.refused_by, **msgspec.to_builtins(self)}
+
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
     """A release as `xplat model list` shows it."""

@@ -203,4 +203,5 @@ def require_probabilities(scores: NDArray[np.float32]) -> None:
 
 
 def _words(error: BaseException) -> str:
-    return error.message() if isinstance(error, InferenceServerException) else str(error) or type(error).__name__
+    said = error.message() if isinstance(error, InferenceServerException) else str(error)
+    return " ".join((said or type(error).__name__).split())  # Triton quotes whole tracebacks
