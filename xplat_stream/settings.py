@@ -128,8 +128,9 @@ class ReleaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The same on one platform, one label or thin histories, beyond what chance explains."""
     calibration_margin: _Margin = 0.02
     """How much worse its calibration error may be."""
-    max_p99_ms: _Seconds = 250.0
-    """Slowest call in a hundred on the model server; a candidate may be 1.5 times as slow as the active release too."""
+    max_p99_ms: _Seconds = 1000.0
+    """Slowest call in a hundred, a batch of texts or of users, on the model server; a candidate may be 1.5 times as
+    slow as the active release too."""
     max_memory_mb: _Count = 1024
     """Memory the model server may take for one more release, where it can be measured: on the local stack."""
 

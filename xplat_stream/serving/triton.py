@@ -27,6 +27,8 @@ GOLDEN_TOLERANCE: Final = 5e-3
 
 _LOAD_S: Final = 120.0
 _POLL_S: Final = 0.05
+_WORDS: Final = 300
+"""Characters of what Triton says of an error."""
 
 
 class TritonScorer:
@@ -204,4 +206,4 @@ def require_probabilities(scores: NDArray[np.float32]) -> None:
 
 def _words(error: BaseException) -> str:
     said = error.message() if isinstance(error, InferenceServerException) else str(error)
-    return " ".join((said or type(error).__name__).split())  # Triton quotes whole tracebacks
+    return " ".join((said or type(error).__name__).split())[:_WORDS]  # Triton quotes whole tracebacks
