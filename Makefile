@@ -86,4 +86,4 @@ lock: $(READY) ## Resolve the lock files again
 
 clean: ## Stop the stack and remove everything that was made, data included
 	test ! -x $(BIN)/xplat || $(BIN)/xplat down
-	rm -rf .venv .xplat dist .pytest_cache .mypy_cache .ruff_cache model_repo/*/[0-9]* model_repo.staging
+	rm -rf .venv .xplat dist .pytest_cache .mypy_cache .ruff_cache model_repo/*/[0-9]* model_repo.staging model_repo.releases

@@ -61,7 +61,7 @@ def bench_fused(settings: Settings, *, users: int, events: int, report: Callable
 
 
 async def _measure(settings: Settings, *, users: int, events: int, report: Callable[[str], None]) -> FusedBench:
-    repository = ModelRepository(settings.model.repository)
+    repository = ModelRepository.of(settings)
     fused = load_fused(repository, _newest(repository, FUSED, "xplat train --fused"))
     split = repository.load(_newest(repository, HEAD, "xplat train"))
     windows, texts = _windows(settings, users=users, events=events)

@@ -148,7 +148,7 @@ class Worker:
         lanes = Lanes(settings, pipeline, metrics, recovery=recovery, on_failure=stop_worker)
         switch = ReleaseSwitch(
             settings,
-            repository=ModelRepository(settings.model.repository),
+            repository=ModelRepository.of(settings),
             scorer=scorer,
             breaker=breaker,
             vectors=vectors,

@@ -27,6 +27,7 @@ from xplat_stream.settings import load_settings
 
 if TYPE_CHECKING:
     from trainer.search import Searched
+    from trainer.train import TrainResult
 
 DEFAULT_LABELS = "categories:2-3"
 
@@ -80,10 +81,10 @@ def train(  # one option each
     source: Annotated[str, typer.Option(help="Platforms they are foretold from; none: the others.")] = "",
     min_label_users: Annotated[int, typer.Option(min=1, help="A label of fewer users is left out.")] = 30,
     split: Annotated[SplitWord, typer.Option(help="Validate on other users, or on later times.")] = SplitWord.user,
+    force: Annotated[bool, typer.Option("--force", help="Promote it in spite of the gate; journaled.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Fine-tune on the log, evaluate, export, load into Triton, verify, and announce the new release."""
-    from trainer.evaluate import render
+    """Fine-tune on the log, evaluate, export, judge the release beside the active one, and promote it if it passes."""
     from trainer.progress import RichProgress
     from trainer.study import Task
     from trainer.train import Recorded
@@ -129,6 +130,7 @@ def train(  # one option each
             accumulate=accumulate,
             precision=precision,
             search_minutes=search,
+            force=force,
             checkpoint=str(home / "training"),
             resume=resume,
             encoder_texts_shown=max(1, round(usual.encoder_texts_shown * effort)),
@@ -142,25 +144,50 @@ def train(  # one option each
         result = train_release(settings, options, report, recorded=recorded)
     if result.searched is not None:
         _show_search(result.searched, home / "search" / f"{run}.json", console)
-    for what, count in result.excluded.items():
-        if count:
-            console.print(f"{what}: {count}", highlight=False)
-    console.print(render(result.evaluation))
-    if result.release:  # 0: the first of several processes publishes, and says so
-        console.print(f"release {result.release} is active (before: {result.previous or 'none'})", highlight=False)
-    if result.serve_with:
-        words = " ".join(f"{name}={value}" for name, value in result.serve_with.items())
-        console.print(f"serve it with {words}", highlight=False, soft_wrap=True)
+    _show(result, console)
     if json:
         summary = {
             "release": result.release,
             "previous": result.previous,
+            "promoted": result.promoted,
+            "verdict": result.verdict and result.verdict.in_full(),
             "metrics": result.metrics,
             "seconds": result.seconds_by_stage,
             "excluded": result.excluded,
             "serve_with": result.serve_with,
         }
         sys.stdout.write(msgspec.json.encode(summary).decode() + "\n")
+    if result.verdict is not None and not result.promoted and not result.verdict.passed:
+        raise typer.Exit(1)
+
+
+def _show(result: TrainResult, console: Console) -> None:
+    """Print what was left out, how good the release is, what the gate says, and what became of it."""
+    from trainer import gate
+    from trainer.evaluate import render
+
+    for what, count in result.excluded.items():
+        if count:
+            console.print(f"{what}: {count}", highlight=False)
+    console.print(render(result.evaluation))
+    if result.verdict is not None:  # of several processes the first publishes, and says so
+        console.print(gate.render(result.verdict))
+        for note in result.verdict.notes:
+            console.print(note, highlight=False)
+        console.print(_outcome(result), highlight=False)
+    if result.serve_with:
+        words = " ".join(f"{name}={value}" for name, value in result.serve_with.items())
+        console.print(f"serve it with {words}", highlight=False, soft_wrap=True)
+
+
+def _outcome(result: TrainResult) -> str:
+    """Say what became of a release, and what a person can do about it."""
+    number, verdict = result.release, result.verdict
+    if result.promoted:
+        return f"release {number} is active (before: {result.previous or 'none'})"
+    if verdict is not None and verdict.passed:
+        return f"release {number} passed and waits for approval: xplat model promote {number}"
+    return f"release {number} stays a candidate; xplat model show {number} says why"
 
 
 def _refuse_both(*pairs: tuple[str, bool]) -> None:

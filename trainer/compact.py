@@ -46,11 +46,26 @@ class Compact(NamedTuple):
             self.text[:, :length], self.platform[:, :length], self.action[:, :length], self.age[:, :length], self.length
         )
 
+    def newest(self, most: int) -> Compact:
+        """Return the windows with their newest `most` events only, which moves those to the front."""
+        gone = np.maximum(self.length - most, 0)[:, None]
+        if not gone.any():
+            return self
+        place = np.arange(most) + gone  # (windows, events)
+        place = np.minimum(place, self.text.shape[1] - 1)
+        return Compact(
+            np.take_along_axis(self.text, place, axis=1),
+            np.take_along_axis(self.platform, place, axis=1),
+            np.take_along_axis(self.action, place, axis=1),
+            np.take_along_axis(self.age, place, axis=1),
+            np.minimum(self.length, most),
+        ).trimmed()
+
     def every(self, step: int) -> Compact:
         """Return every so manyth window."""
         return self.take(np.arange(0, len(self.length), step))
 
-    def newest(self) -> NDArray[np.int32]:
+    def newest_texts(self) -> NDArray[np.int32]:
         """Return the text of each window's newest event (windows,)."""
         newest: NDArray[np.int32] = self.text[np.arange(len(self.text)), np.maximum(self.length - 1, 0)]
         return newest

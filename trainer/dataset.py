@@ -9,6 +9,7 @@ how to calibrate, `test` is looked at once, by the evaluation.
 from __future__ import annotations
 
 from bisect import bisect_right
+from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from trainer.histories import Log, gather
 from trainer.study import target_platforms
 from xplat_stream.errors import DataError
 from xplat_stream.event import Millis
+from xplat_stream.serving.releases import DataSpan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -55,6 +57,8 @@ class Dataset(NamedTuple):
     """Users with fewer than `min_events` events, or with nothing to foretell."""
     target: frozenset[int] = frozenset()
     """Platforms foretold, as windows number them, from 1; none: all."""
+    span: DataSpan | None = None
+    """What of the log it was made of."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -113,7 +117,14 @@ def cut_log(log: Log, spec: WindowSpec, options: TrainOptions) -> Dataset:
         Millis(split_at),
         period_ms,
         len(log.histories) - len(eligible),
+        span=data_span(log),
     )
+
+
+def data_span(log: Log) -> DataSpan:
+    """Return what a log holds, as a manifest says it."""
+    first, last = (datetime.fromtimestamp(one / 1000, UTC) for one in log.histories.span_ms())
+    return DataSpan(log.name, first, last, log.events, len(log.histories))
 
 
 def _thinned(
@@ -166,7 +177,7 @@ def split_study(study: Study, options: TrainOptions, by: SplitBy) -> Dataset:
     return Dataset(
         study.taxonomy,
         study.platforms,
-        with_targets(study.texts, cuts.inputs.newest()[train], cuts.targets[train]),
+        with_targets(study.texts, cuts.inputs.newest_texts()[train], cuts.targets[train]),
         _examples(study, cuts, ends, train),
         _examples(study, cuts, ends, tune),
         _examples(study, cuts, ends, test),

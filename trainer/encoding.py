@@ -184,7 +184,7 @@ def active_encoder(settings: Settings, options: TrainOptions) -> ReadyEncoder:
             expected="a release announced on interest.models.v1",
             fix="Train encoder and head together first: `xplat train`.",
         )
-    repository = ModelRepository(settings.model.repository)
+    repository = ModelRepository.of(settings)
     release = repository.load(active.release)
     manifest = release.manifest
     if manifest.width != options.width:
@@ -194,7 +194,7 @@ def active_encoder(settings: Settings, options: TrainOptions) -> ReadyEncoder:
             expected=f"{options.width}, as asked for",
             fix="Train encoder and head together, or leave the width alone.",
         )
-    folder = repository.root / ENCODER / str(manifest.encoder)
+    folder = repository.folder(ENCODER, manifest.encoder)
     features = TextFeatures.from_file(folder / TOKENIZER_FILE, max_tokens=manifest.max_tokens)
     return ReadyEncoder(
         folder / MODEL_FILE,

@@ -74,7 +74,7 @@ class Hints(NamedTuple):
 
 def following_pairs(train: LabelledWindows) -> NDArray[np.int32]:
     """Return (pairs, 2): the text of a window's newest event, and the first text touched after the window."""
-    pairs: NDArray[np.int32] = np.stack([train.inputs.newest(), train.next_texts[:, 0]], axis=1)
+    pairs: NDArray[np.int32] = np.stack([train.inputs.newest_texts(), train.next_texts[:, 0]], axis=1)
     known: NDArray[np.int32] = pairs[(pairs > 0).all(axis=1)]
     return known
 

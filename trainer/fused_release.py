@@ -60,7 +60,7 @@ def train_fused(settings: Settings, options: FusedOptions, report: Report = sile
 
     Raises `DataError` when that is too little, `KafkaUnavailable`, `ReleaseError`, `TritonUnavailable`.
     """
-    ModelRepository(settings.model.repository).require_layout(FUSED)
+    ModelRepository.of(settings).require_layout(FUSED)
     log = cached_log(TopicSource(settings, report), Path(settings.local.home) / CACHE_FOLDER).log
     report("read", 1, 1, {"events": log.events})
     spec = WindowSpec(settings.window.per_platform, settings.window.horizon)
@@ -116,7 +116,7 @@ def publish_fused(settings: Settings, candidate: FusedCandidate) -> FusedManifes
 
     Raises `ReleaseError` and `TritonUnavailable`; nothing is left behind then.
     """
-    repository = ModelRepository(settings.model.repository)
+    repository = ModelRepository.of(settings)
     manifest = place_fused(repository, repository.next_number(), candidate)
     try:
         asyncio.run(_load(settings, repository, manifest.number))

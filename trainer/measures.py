@@ -192,16 +192,20 @@ def bootstrap_calibration_error(scores: Scores, targets: Scores, seed: int = 0) 
     return bootstrap(gaps, figure, seed=seed)
 
 
-def paired_f1(mine: Counts, other: Counts, seed: int = 0) -> Interval:
+def paired_f1(mine: Counts, other: Counts, seed: int = 0, *, confidence: float = CONFIDENCE) -> Interval:
     """Return the difference of two methods' micro-F1 on the same users, resampled over users."""
     parts = np.concatenate([_micro_parts(mine), _micro_parts(other)], axis=1)
-    return bootstrap(parts, lambda totals: _ratio(totals[:, :2]) - _ratio(totals[:, 2:]), seed=seed)
+    return bootstrap(
+        parts, lambda totals: _ratio(totals[:, :2]) - _ratio(totals[:, 2:]), seed=seed, confidence=confidence
+    )
 
 
-def paired_label_f1(mine: Counts, other: Counts, label: int, seed: int = 0) -> Interval:
+def paired_label_f1(
+    mine: Counts, other: Counts, label: int, seed: int = 0, *, confidence: float = CONFIDENCE
+) -> Interval:
     """Return the difference of two methods' F1 of one label on the same users, resampled over users."""
     alone = [Counts(*(part[:, label : label + 1] for part in counts)) for counts in (mine, other)]
-    return paired_f1(alone[0], alone[1], seed)
+    return paired_f1(alone[0], alone[1], seed, confidence=confidence)
 
 
 def _micro_parts(counts: Counts) -> NDArray[np.float64]:

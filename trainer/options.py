@@ -36,7 +36,9 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     head_only: bool = False
     """Keep the active release's encoder and train a head on its vectors: seconds instead of minutes."""
     publish: bool = True
-    """Place the release in the repository, load it in Triton and announce it; off: only return the files."""
+    """Place the release as a candidate, judge it, and promote it where it passes; off: only return the files."""
+    force: bool = False
+    """Promote it in spite of the gate and of `release.approval`; its journal says so."""
     seed: int = 7
     """Of every random choice. The same log, options, machine and thread count give the same release."""
     threads: Annotated[int, Meta(ge=0)] = 0
@@ -159,7 +161,7 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """AdamW's, encoder and head alike."""
 
 
-NOT_THE_MODEL = frozenset({"publish", "checkpoint", "checkpoint_every", "resume"})
+NOT_THE_MODEL = frozenset({"publish", "force", "checkpoint", "checkpoint_every", "resume"})
 """Options that do not change what comes out."""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from trainer.compact import Compact
-from trainer.dataset import Dataset, cut_log, split_study
+from trainer.dataset import Dataset, cut_log, data_span, split_study
 from trainer.examples import Examples
 from trainer.sources import FolderSource, TopicSource, cached_log
 from trainer.study import Task, cut_study
@@ -154,4 +154,5 @@ def _restored(log: Log, arrays: Mapping[str, NDArray[Any]]) -> Dataset:
         period_ms,
         skipped,
         frozenset(arrays["target"].tolist()),
+        data_span(log),
     )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-STAGES = ("read", "examples", "search", "mlm", "encoder", "vectors", "head", "evaluate", "export", "publish")
+STAGES = ("read", "examples", "search", "mlm", "encoder", "vectors", "head", "evaluate", "export", "check", "publish")
 """The stages of a run, in order; `search` and `mlm` only where they were asked for."""
 
 

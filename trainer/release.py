@@ -1,41 +1,43 @@
-"""A trained release goes live: placed whole, loaded, asked its golden requests, and only then announced.
+"""A trained release: placed as a candidate ▸ judged by the gate ▸ promoted, where that is allowed.
 
-Workers act on the announcement alone, so a version that is in the repository and not announced harms nobody. One whose
-load fails is taken away again: after a restart Triton would try the highest number first.
+A candidate lies whole and signed out of Triton's sight, and no worker acts on it until it is announced: one that is
+refused, or whose training dies after any of these steps, harms nobody. `xplat model check` and `promote` go on with it.
 """
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
+import subprocess
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from xplat_stream.errors import XplatError
-from xplat_stream.kafka.codec import ACTIVE_KEY, Announcement, encode_announcement
+from trainer.gate import check
 from xplat_stream.kafka.consumer import active_announcement
-from xplat_stream.kafka.producer import EventProducer
-from xplat_stream.kafka.topics import MODELS
+from xplat_stream.serving.promote import promote
 from xplat_stream.serving.releases import (
     ENCODER,
     HEAD,
     MANIFEST_FILE,
     MODEL_FILE,
+    SIGNATURE_FILE,
     TOKENIZER_FILE,
+    DataSpan,
     Golden,
     Manifest,
     ModelRepository,
 )
-from xplat_stream.serving.triton import TritonScorer
+from xplat_stream.serving.signing import sign
+from xplat_stream.serving.store import ReleaseStore
 
 if TYPE_CHECKING:
+    from trainer.dataset import Dataset
+    from trainer.progress import Report
     from xplat_stream.profile import TaxonomyRef
+    from xplat_stream.serving.store import Verdict
     from xplat_stream.settings import Settings
-
-_ANNOUNCE_S: Final = 30.0
 
 
 class EncoderFiles(NamedTuple):
@@ -66,13 +68,42 @@ class Candidate(NamedTuple):
     base: str
     golden: Golden
     metrics: dict[str, float]
+    calibration: dict[str, float] = {}  # noqa: RUF012 - never changed
+    data: DataSpan | None = None
 
 
-class Published(NamedTuple):
-    """The release that is active now, and the one before it; 0 where there was none."""
+class Released(NamedTuple):
+    """What became of a candidate."""
 
-    release: int
+    number: int
+    verdict: Verdict
+    promoted: bool
     previous: int
+    """The release that was active before, where this one took over; else 0."""
+
+
+def release(
+    settings: Settings, candidate: Candidate, data: Dataset, report: Report, *, force: bool = False
+) -> Released:
+    """Place a candidate, judge it on the data's held-out people, and promote it when it passes and may.
+
+    `force`: promote it in spite of the gate and of who has to say so; the journal tells. Raises `ReleaseError` when
+    it cannot be placed, or a server does not load it; `TritonUnavailable`, `KafkaUnavailable`, `DeliveryError`.
+    """
+    number = place_candidate(settings, candidate).release
+    verdict = check(settings, number, data)
+    report("check", 1, 1, {"checks": len(verdict.checks), "refused": len(verdict.refused_by)})
+    if not force and (not verdict.passed or _by_hand(settings, data)):
+        return Released(number, verdict, promoted=False, previous=0)
+    promoted = promote(settings, number, force=force, reason="trained")
+    report("publish", 1, 1, {"release": number})
+    return Released(number, verdict, promoted=True, previous=promoted.previous)
+
+
+def _by_hand(settings: Settings, data: Dataset) -> bool:
+    """Tell whether a person has to promote: where that is asked for, and where sensitive labels would be published."""
+    sensitive = any(label.sensitive for label in data.taxonomy.labels)
+    return settings.release.approval == "manual" or (sensitive and bool(settings.model.sensitive_purpose))
 
 
 def kept_encoder(manifest: Manifest) -> EncoderKept:
@@ -83,38 +114,33 @@ def kept_encoder(manifest: Manifest) -> EncoderKept:
     )
 
 
-def publish(settings: Settings, candidate: Candidate) -> Published:
-    """Make a candidate the active release.
-
-    Raises `ReleaseError` when it cannot be placed, loaded or does not answer as recorded, `TritonUnavailable`,
-    `KafkaUnavailable`; nothing is left behind then. Raises `DeliveryError` when Kafka did not acknowledge the
-    announcement: it may still be there, so the files stay.
-    """
+def place_candidate(settings: Settings, candidate: Candidate) -> Manifest:
+    """Give a candidate the next number and place it. Raises `ReleaseError`, `KafkaUnavailable`, and leaves nothing."""
     active = active_announcement(settings)  # asked first: without Kafka nothing is placed
-    repository = ModelRepository(settings.model.repository)
-    number = repository.next_number()
-    manifest = place(repository, number, candidate)
-    try:
-        asyncio.run(_load(settings, repository, manifest))
-    except BaseException:
-        _take_away(settings, repository, manifest)
-        raise
-    previous = active.release if active else 0
-    announcement = Announcement(number, previous, manifest.encoder, datetime.now(UTC))
-    producer = EventProducer(settings)
-    producer.send_raw(MODELS, ACTIVE_KEY, encode_announcement(announcement))
-    producer.flush(_ANNOUNCE_S)
-    return Published(number, previous)
+    store = ReleaseStore.of(settings)
+    parent = active.release if active else 0
+    number = store.repository.next_number()
+    manifest = place(store.repository, number, candidate, parent=parent, key=settings.release.signing_key)
+    store.note(number, "candidate", "trained", data=candidate.data)
+    return manifest
 
 
-def place(repository: ModelRepository, number: int, candidate: Candidate) -> Manifest:
-    """Write a candidate into the repository as release `number`. Raises `ReleaseError` and leaves nothing then."""
+def place(
+    repository: ModelRepository, number: int, candidate: Candidate, *, parent: int = 0, key: str = ""
+) -> Manifest:
+    """Write a candidate beside the repository as release `number`, signed where a key's file is named.
+
+    Raises `ReleaseError` and leaves nothing then.
+    """
     if isinstance(candidate.encoder, EncoderKept):
         encoder, files = candidate.encoder.version, dict(candidate.encoder.files)
     else:
         encoder = number
         files = repository.place(
-            ENCODER, number, {MODEL_FILE: candidate.encoder.graph, TOKENIZER_FILE: candidate.encoder.tokenizer}
+            ENCODER,
+            number,
+            {MODEL_FILE: candidate.encoder.graph, TOKENIZER_FILE: candidate.encoder.tokenizer},
+            in_sight=False,
         )
     # The manifest appears in the same rename as the head, so the head's checksum is worked out before.
     files[f"{HEAD}/{number}/{MODEL_FILE}"] = sha256(candidate.head).hexdigest()
@@ -132,9 +158,17 @@ def place(repository: ModelRepository, number: int, candidate: Candidate) -> Man
         files=files,
         golden=candidate.golden,
         metrics=candidate.metrics,
+        parent=parent,
+        data=candidate.data,
+        commit=commit_of(Path(__file__).parent),
+        calibration=candidate.calibration,
     )
     try:
-        repository.place(HEAD, number, {MODEL_FILE: candidate.head, MANIFEST_FILE: msgspec.json.encode(manifest)})
+        raw = msgspec.json.encode(manifest)
+        content = {MODEL_FILE: candidate.head, MANIFEST_FILE: raw}
+        if key:
+            content[SIGNATURE_FILE] = sign(Path(key), raw)
+        repository.place(HEAD, number, content, in_sight=False)
     except BaseException:
         if encoder == number:
             repository.remove(ENCODER, encoder)
@@ -142,25 +176,16 @@ def place(repository: ModelRepository, number: int, candidate: Candidate) -> Man
     return manifest
 
 
-async def _load(settings: Settings, repository: ModelRepository, manifest: Manifest) -> None:
-    async with TritonScorer(settings.triton) as scorer:
-        await scorer.load(ENCODER, manifest.encoder)
-        await scorer.load(HEAD, manifest.release)
-        await scorer.check_golden(repository.load(manifest.release))
+def commit_of(folder: Path) -> str:
+    """Return the git commit that a package's files are of, ``-dirty`` where they differ; empty without a checkout."""
+    if not _git(folder, "ls-files", "__init__.py"):  # installed, perhaps inside a checkout of something else
+        return ""
+    return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
-def _take_away(settings: Settings, repository: ModelRepository, manifest: Manifest) -> None:
-    """Remove a release that failed, and let Triton return to the versions that are left."""
-    repository.remove(HEAD, manifest.release)
-    if manifest.encoder == manifest.release:
-        repository.remove(ENCODER, manifest.encoder)
-    with suppress(XplatError):  # best effort: the failure that brought us here is the one to tell
-        asyncio.run(_reload(settings, repository))
-
-
-async def _reload(settings: Settings, repository: ModelRepository) -> None:
-    async with TritonScorer(settings.triton) as scorer:
-        for model in (ENCODER, HEAD):
-            versions = repository.versions(model)
-            if versions:
-                await scorer.load(model, versions[-1])
+def _git(folder: Path, *words: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)  # noqa: S607
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()

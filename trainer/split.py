@@ -66,7 +66,7 @@ class SplitMethod:
         fitting = Fitting(
             LabelledWindows.of_cuts(train),
             LabelledWindows.of_cuts(tune),
-            with_targets(study.texts, train.inputs.newest(), train.targets),
+            with_targets(study.texts, train.inputs.newest_texts(), train.targets),
             len(study.platforms),
             self.options,
             self.report,

@@ -1,4 +1,4 @@
-"""Train a release from the log, or from a recorded folder, and make it the active one.
+"""Train a release from the log, or from a recorded folder; where it passes the gate it becomes the active one.
 
 Read it from top to bottom, it runs in that order. How to call it::
 
@@ -36,7 +36,7 @@ from trainer.joint import fit_together, text_states
 from trainer.options import TrainOptions, checked
 from trainer.prepare import Prepared, Recorded, prepare
 from trainer.progress import STAGES, Report, silent
-from trainer.release import Candidate, publish
+from trainer.release import Candidate, release
 from trainer.search import Searched, search
 from xplat_stream.errors import DataError
 from xplat_stream.kafka.log import Span, behavior_spans
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from xplat_stream.event import Event
+    from xplat_stream.serving.store import Verdict
     from xplat_stream.settings import Settings
 
 __all__ = ["Candidate", "Evaluation", "Recorded", "TrainOptions", "TrainResult", "train", "train_data", "train_on"]
@@ -63,7 +64,7 @@ _GOLDEN_EVENTS = 16
 
 
 class TrainResult(NamedTuple):
-    """What a run gave. `release` and `previous` are 0 when it was not published."""
+    """What a run gave. `release` is 0 when it was not placed, `previous` when it was not promoted over another."""
 
     release: int
     previous: int
@@ -74,6 +75,10 @@ class TrainResult(NamedTuple):
     searched: Searched | None
     """What the search found, where one was asked for."""
     scores: NDArray[np.float32]  # (test windows, labels)
+    verdict: Verdict | None = None
+    """What the gate said of it."""
+    promoted: bool = False
+    """Whether it is the active release now."""
     excluded: dict[str, int] = {}  # noqa: RUF012 - never changed
     """What of the source was left out, or should be known → how often."""
     serve_with: dict[str, str] = {}  # noqa: RUF012 - never changed
@@ -211,6 +216,8 @@ def train_data(
         base=encoder.base,
         golden=_golden(data, table, encoder, graph),
         metrics=metrics,
+        calibration={"temperature": head.temperature.item(), "linear": head.share.item()},
+        data=data.span,
     )
     report("export", 1, 1, {"head_kb": len(graph) / 1024})
     clock.stage("export")
@@ -218,13 +225,21 @@ def train_data(
         checkpoint.clear()
         return TrainResult(0, 0, metrics, evaluation, clock.seconds, candidate, searched, scores)
 
-    # Publication: placed, loaded, verified, announced
-    published = publish(settings, candidate)
-    report("publish", 1, 1, {"release": published.release})
+    # Release: placed as a candidate, judged beside the active one, promoted where it passes
+    released = release(settings, candidate, data, report, force=options.force)
     checkpoint.clear()
-    clock.stage("publish")
+    clock.stage("publish" if released.promoted else "check")
     return TrainResult(
-        published.release, published.previous, metrics, evaluation, clock.seconds, candidate, searched, scores
+        released.number,
+        released.previous,
+        metrics,
+        evaluation,
+        clock.seconds,
+        candidate,
+        searched,
+        scores,
+        released.verdict,
+        released.promoted,
     )
 
 
@@ -240,7 +255,7 @@ def _serve_with(settings: Settings, prepared: Prepared, release: int) -> dict[st
 
 async def _can_publish(settings: Settings) -> None:
     """Find out before the minutes of training, not after, that there is nowhere to publish."""
-    ModelRepository(settings.model.repository).require_layout()
+    ModelRepository.of(settings).require_layout()
     async with TritonScorer(settings.triton) as scorer:
         await scorer.require_ready()
 

@@ -26,6 +26,7 @@ from xplat_stream.errors import EXIT_OPERATOR, EXIT_SOFTWARE, DataError, Operato
 from xplat_stream.event import UserId
 from xplat_stream.kafka.consumer import ProfileConsumer, current_profile
 from xplat_stream.kafka.topics import check_topics, create_topics, partition_counts
+from xplat_stream.model_command import model_app
 from xplat_stream.settings import Settings, load_settings
 from xplat_stream.taxonomy import load_taxonomy
 from xplat_stream.verify import verify as verify_log
@@ -45,6 +46,7 @@ topics_app = typer.Typer(help="The Kafka topics.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
 rejected_app = typer.Typer(help="The dead letters: records that no worker could admit.", no_args_is_help=True)
 app.add_typer(rejected_app, name="rejected")
+app.add_typer(model_app, name="model")
 console = Console()
 errors = Console(stderr=True)
 
@@ -100,14 +102,20 @@ def _add_installed_commands() -> None:
             command = entry.load()
         except ModuleNotFoundError as error:
             command = _absent(entry.name, error.name or "a package")
+        group, _, name = entry.name.rpartition(".")
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=entry.name)
+            app.add_typer(command, name=name)
         else:
-            app.command(entry.name)(command)
+            (_GROUPS[group] if group else app).command(name)(command)
+
+
+_GROUPS = {"model": model_app}
+"""Groups that installed commands may be part of: an entry point named ``model.check`` is `xplat model check`."""
 
 
 def _absent(name: str, module: str) -> Any:
-    extra = {"train": "trainer", "evaluate": "trainer"}.get(name, "worker")
+    extra = {"train": "trainer", "evaluate": "trainer", "model.check": "trainer"}.get(name, "worker")
+    name = name.replace(".", " ")
 
     def command() -> None:
         raise OperatorError(

@@ -118,7 +118,7 @@ def explain(settings: Settings, user_id: UserId, question: Question = Question()
             expected="a release announced on interest.models.v1",
             fix="Train one: `xplat train`.",
         )
-    release = ModelRepository(settings.model.repository).load(active.release)
+    release = ModelRepository.of(settings).load(active.release)
     events = _events_of(settings, user_id)
     if not events:
         raise DataError(

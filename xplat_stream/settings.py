@@ -10,7 +10,7 @@ import os
 import tomllib
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -26,7 +26,9 @@ STACK_FILE: Final = "stack.json"
 
 _Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 _Address = Annotated[str, Meta(pattern=r"^[^\s:,/]+:\d{1,5}(,[^\s:,/]+:\d{1,5})*$")]
+_Keys = Annotated[str, Meta(pattern=r"^([A-Za-z0-9+/]{43}=(,[A-Za-z0-9+/]{43}=)*)?$")]
 _Count = Annotated[int, Meta(ge=1)]
+_Margin = Annotated[float, Meta(ge=0, le=1)]
 _Seconds = Annotated[float, Meta(gt=0)]
 
 
@@ -84,13 +86,19 @@ class TritonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The model server."""
 
     url: _Address = "127.0.0.1:8001"
-    """host:port of the gRPC endpoint."""
+    """host:port of the gRPC endpoint. Several, separated by commas: a release is loaded on all, requests go to the
+    first."""
     deadline_s: _Seconds = 10.0
     """Longest one inference call may take, encoder batches on a busy CPU included."""
     encoder_batch: Annotated[int, Meta(ge=1, le=512)] = 8
     """Texts an encoder call: on a CPU nothing is gained past 8, and more block the core; 64 on a GPU."""
     head_batch: Annotated[int, Meta(ge=1, le=512)] = 64
     """Users a head call."""
+
+    @property
+    def replicas(self) -> tuple[TritonSettings, ...]:
+        """The same settings for each of the addresses."""
+        return tuple(msgspec.structs.replace(self, url=url) for url in self.url.split(","))
 
 
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,6 +131,35 @@ class TrainerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Encoder and head, so many hours after the last encoder."""
 
 
+class ReleaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a release has to be before it may become the active one, and who says so."""
+
+    approval: Literal["auto", "manual"] = "auto"
+    """`auto`: what passes the gate is promoted; `manual`: it stays a candidate until `xplat model promote`, as one does
+    that scores sensitive labels for a purpose."""
+    signing_key: str = ""
+    """Path of the trainer's private key, made by `xplat model keygen`; empty: releases are not signed."""
+    trusted_keys: _Keys = ""
+    """Public keys, several separated by commas: releases that none of them signed are refused. Empty: none are asked
+    for."""
+    margin: _Margin = 0.02
+    """How much NDCG@10 a candidate may lose to the active release, over all held-out users."""
+    group_margin: _Margin = 0.05
+    """The same on one platform, one label or thin histories, beyond what chance explains."""
+    calibration_margin: _Margin = 0.02
+    """How much worse its calibration error may be."""
+    max_p99_ms: _Seconds = 1000.0
+    """Slowest call in a hundred, a batch of texts or of users, on the model server; a candidate may be 1.5 times as
+    slow as the active release too."""
+    max_memory_mb: _Count = 1024
+    """Memory the model server may take for one more release, where it can be measured: on the local stack."""
+
+    @property
+    def trusted(self) -> tuple[str, ...]:
+        """The trusted keys one by one."""
+        return tuple(filter(None, self.trusted_keys.split(",")))
+
+
 class LocalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The local stack: Kafka and Triton as child processes."""
 
@@ -147,6 +184,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     triton: TritonSettings = TritonSettings()
     model: ModelSettings = ModelSettings()
     trainer: TrainerSettings = TrainerSettings()
+    release: ReleaseSettings = ReleaseSettings()
     local: LocalSettings = LocalSettings()
 
 

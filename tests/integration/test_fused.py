@@ -24,7 +24,7 @@ from xplat_stream.errors import ReleaseError, TritonUnavailable
 from xplat_stream.serving import ModelRepository, TritonScorer
 from xplat_stream.serving.features import TextFeatures
 from xplat_stream.serving.fused import FUSED, FusedScorer, load_fused
-from xplat_stream.serving.probe import PROBE, texts_per_s
+from xplat_stream.serving.probe import PROBES, texts_per_s
 from xplat_stream.serving.releases import ENCODER
 from xplat_stream.window import WindowSpec
 
@@ -124,8 +124,8 @@ def test_compressed_encoders_are_probed_beside_the_serving_ones(stack: Settings,
 
     assert speed > 0
     assert vectors_of(graph, features, texts).shape == (32, 32)
-    assert not (repository.root / PROBE).exists()
+    assert not (repository.root / PROBES[ENCODER]).exists()
     assert repository.versions(ENCODER) == before
     with pytest.raises(ReleaseError, match="does not load"):
         asyncio.run(texts_per_s(stack, b"not a graph", features, texts))
-    assert not (repository.root / PROBE).exists()
+    assert not (repository.root / PROBES[ENCODER]).exists()

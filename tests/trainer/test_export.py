@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -12,7 +14,9 @@ from trainer.release import Candidate, EncoderFiles, kept_encoder, place
 from xplat_stream.errors import ReleaseError
 from xplat_stream.profile import TaxonomyRef
 from xplat_stream.serving.features import EVENT_BUCKETS, TOKEN_BUCKETS
-from xplat_stream.serving.releases import ENCODER, HEAD, Golden, ModelRepository
+from xplat_stream.serving.releases import ENCODER, HEAD, DataSpan, Golden, ModelRepository
+from xplat_stream.serving.signing import make_key
+from xplat_stream.testing import START
 
 TOKENIZER = (
     b'{"version":"1.0","added_tokens":[],"model":{"type":"WordLevel","vocab":{"[UNK]":0,"a":1},"unk_token":"[UNK]"}}'
@@ -137,8 +141,8 @@ def test_head_on_a_kept_encoder_shares_its_files(tmp_path, candidate):
     second = place(repository, 2, candidate._replace(encoder=kept_encoder(first), head=b"another"))
 
     assert (second.release, second.encoder) == (2, 1)
-    assert repository.versions(ENCODER) == [1]
     assert repository.load(2).manifest == second
+    assert [path.parent.name for path in repository.hidden.glob(f"*/{ENCODER}")] == ["1"]
 
 
 def test_release_that_cannot_be_placed_leaves_nothing(tmp_path, candidate):
@@ -149,4 +153,20 @@ def test_release_that_cannot_be_placed_leaves_nothing(tmp_path, candidate):
     with pytest.raises(ReleaseError, match="exists already"):
         place(repository, 1, candidate)
 
-    assert repository.versions(ENCODER) == []
+    assert not repository.folder(ENCODER, 1).exists()
+
+
+def test_a_placed_release_is_out_of_sight_and_signed(tmp_path, candidate):
+    """Triton sees no candidate; with a key it is signed, and says what it is made of."""
+    key = tmp_path / "key.pem"
+    trusted = make_key(key)
+    repository = ModelRepository(tmp_path / "repository", trusted=(trusted,))
+    span = DataSpan("behavior.*.v1", START, START, 3, 2)
+    made = candidate._replace(data=span, calibration={"temperature": 1.5})
+
+    place(repository, 3, made, parent=2, key=str(key))
+    manifest = repository.load(3).manifest
+
+    assert (repository.versions(HEAD), repository.versions(ENCODER)) == ([], [])
+    assert (manifest.parent, manifest.data, manifest.calibration) == (2, span, {"temperature": 1.5})
+    assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", manifest.commit)

@@ -45,6 +45,16 @@ def test_the_defaults_are_pinned(tmp_path: Path) -> None:
             "drift": 0.25,
             "encoder_every_hours": 24.0,
         },
+        "release": {
+            "approval": "auto",
+            "signing_key": "",
+            "trusted_keys": "",
+            "margin": 0.02,
+            "group_margin": 0.05,
+            "calibration_margin": 0.02,
+            "max_p99_ms": 1000.0,
+            "max_memory_mb": 1024,
+        },
         "local": {"home": ".xplat", "kafka_port": 0, "triton_port": 0, "kafka_heap_mb": 512},
     }
     assert load_settings({}, folder=tmp_path) == Settings()

@@ -66,6 +66,10 @@ class Announcement(msgspec.Struct, frozen=True):
     previous: int
     encoder: int
     announced_at: datetime
+    shadow: int = 0
+    """The release that scores a sample beside the active one; 0: none."""
+    rolled_back: int = 0
+    """The release that this announcement took back; 0: none."""
 
 
 ACTIVE_KEY: Final = b"active"

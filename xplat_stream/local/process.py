@@ -90,6 +90,23 @@ def alive(child: Child) -> bool:
     return not cmdline or _fingerprint(cmdline) == child.command_sha256
 
 
+def memory_of(pid: int) -> int:
+    """Return the bytes of memory that a process and all its children hold; what they share is counted once."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError):  # a process may end while it is looked at
+            parent = int((folder / "stat").read_text("ascii", "replace").rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(folder.name))
+    held, waiting = 0, [pid]
+    while waiting:
+        one = waiting.pop()
+        waiting += children.get(one, [])
+        with suppress(OSError):
+            rollup = Path(f"/proc/{one}/smaps_rollup").read_text("ascii")
+            held += sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
+    return held
+
+
 def stop(child: Child, *, patience_s: float) -> bool:
     """End the process, by force after `patience_s`; tell whether force was needed."""
     if not alive(child):

@@ -1,16 +1,21 @@
 """Releases on disk: Triton's layout, a manifest with every checksum, and a rename that makes one appear whole.
 
     model_repo/interest_encoder/<encoder version>/   model.onnx  tokenizer.json
-    model_repo/interest_head/<release number>/       model.onnx  manifest.json
+    model_repo/interest_head/<release number>/       model.onnx  manifest.json  manifest.sig
     model_repo/interest_fused/<number>/              model.onnx  tokenizer.json  manifest.json      serving/fused.py
+    model_repo.releases/<number>/interest_*/         the same, out of Triton's sight
 
 A release is named by its head version: each release has a head of its own, several may share an encoder. A version is
 staged beside the repository (`<repository>.staging`, same file system), flushed, and renamed into place, because Triton
-takes any folder inside the repository for a model and any number-like name for a version.
+takes any folder inside the repository for a model and any number-like name for a version (`12.tmp` is version 12).
+
+A version is **in sight** when it lies in the repository: after a restart Triton loads the highest numbers it sees. So
+whatever must not serve lies beside it, in the releases folder, and one rename brings it into sight or takes it away.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import uuid
@@ -24,15 +29,21 @@ import msgspec
 from xplat_stream.errors import ReleaseError
 from xplat_stream.profile import ModelRef, TaxonomyRef
 from xplat_stream.serving.features import TextFeatures
+from xplat_stream.serving.signing import is_signed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from xplat_stream.settings import Settings
+
+log = logging.getLogger("xplat.release")
 
 ENCODER: Final = "interest_encoder"
 HEAD: Final = "interest_head"
 MODEL_FILE: Final = "model.onnx"
 TOKENIZER_FILE: Final = "tokenizer.json"
 MANIFEST_FILE: Final = "manifest.json"
+SIGNATURE_FILE: Final = "manifest.sig"
 CONFIG_FILE: Final = "config.pbtxt"
 LAST_NUMBER_FILE: Final = "last-number"
 
@@ -50,6 +61,17 @@ class Golden(msgspec.Struct, frozen=True):
     head_action: list[list[int]]
     head_age: list[list[float]]
     scores: list[list[float]]
+
+
+class DataSpan(msgspec.Struct, frozen=True):
+    """What a release was trained on."""
+
+    source: str
+    """The topics, or the folder."""
+    first_event_at: datetime
+    last_event_at: datetime
+    events: int
+    users: int
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -72,6 +94,13 @@ class Manifest(msgspec.Struct, frozen=True):
     golden: Golden
     metrics: dict[str, float] = {}
     """Evaluation of the trained model, as `trainer` names it."""
+    parent: int = 0
+    """The release that was active when this one was trained; 0 where none was."""
+    data: DataSpan | None = None
+    commit: str = ""
+    """The trainer's git commit, with ``-dirty`` where files differed from it; empty where it ran from no checkout."""
+    calibration: dict[str, float] = {}
+    """What was fitted on the tuning users after the training: `temperature`, and the `linear` branch's share."""
 
 
 class Release:
@@ -94,11 +123,20 @@ class Release:
 
 
 class ModelRepository:
-    """Triton's model repository as this machine sees it."""
+    """Triton's model repository as this machine sees it, and what lies beside it out of Triton's sight."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, trusted: Sequence[str] = ()) -> None:
+        """`trusted`: public keys, one of which has to have signed a release; none: signatures are not asked for."""
         self.root = Path(root)
+        self.hidden = self.root.with_name(self.root.name + ".releases")
         self._staging = self.root.with_name(self.root.name + ".staging")
+        self._trusted = tuple(trusted)
+        self._warned = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> ModelRepository:
+        """Return the repository that the settings name, with the keys that they trust."""
+        return cls(settings.model.repository, trusted=settings.release.trusted)
 
     def require_layout(self, *models: str) -> None:
         """Raise `ReleaseError` unless the models, by default a release's two, have the configuration Triton needs."""
@@ -113,28 +151,64 @@ class ModelRepository:
                 )
 
     def versions(self, model: str) -> list[int]:
-        """Return the versions of a model that lie in the repository, ascending."""
-        folder = self.root / model
-        return sorted(int(child.name) for child in folder.iterdir() if child.name.isdigit()) if folder.is_dir() else []
+        """Return the versions of a model that Triton sees, ascending."""
+        return _numbers(self.root / model)
 
     def releases(self) -> list[int]:
-        """Return the numbers of the releases that are complete, ascending."""
+        """Return the numbers of the releases that Triton sees and that are complete, ascending."""
         return [number for number in self.versions(HEAD) if (self.root / HEAD / str(number) / MANIFEST_FILE).is_file()]
+
+    def folder(self, model: str, version: int) -> Path:
+        """Return where a version lies: in Triton's sight, or out of it."""
+        aside = self.hidden / str(version) / model
+        return aside if aside.is_dir() else self.root / model / str(version)
+
+    def _path(self, name: str) -> Path:
+        """Return where a file lies that a manifest names by model, version and file name."""
+        model, _, rest = name.partition("/")
+        version, _, file = rest.partition("/")
+        return self.folder(model, int(version)) / file if version.isdecimal() else self.root / name
+
+    def show(self, model: str, version: int) -> None:
+        """Bring a version into Triton's sight; nothing happens where it is. Raises `ReleaseError`."""
+        self._move(self.hidden / str(version) / model, self.root / model / str(version))
+
+    def hide(self, model: str, version: int) -> None:
+        """Take a version out of Triton's sight; one that is loaded stays so until the next load of its model.
+
+        Nothing happens where it is not in sight. Raises `ReleaseError`.
+        """
+        self._move(self.root / model / str(version), self.hidden / str(version) / model)
+
+    def _move(self, source: Path, target: Path) -> None:
+        if not source.is_dir():
+            return
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
+            _flush_folder(target.parent)
+            _flush_folder(source.parent)
+        except OSError as error:
+            raise _unwritable(str(target), error) from error
 
     def next_number(self) -> int:
         """Return a number above every version ever placed here, those taken away again included: numbers only grow."""
         last = self._staging / LAST_NUMBER_FILE
         ever = int(last.read_text()) if last.is_file() else 0
         models = [folder.name for folder in self.root.iterdir()] if self.root.is_dir() else []
-        return max([ever, *(version for model in models for version in self.versions(model))]) + 1
+        seen = [version for model in models for version in self.versions(model)]
+        return max([ever, *seen, *_numbers(self.hidden)]) + 1
 
-    def place(self, model: str, version: int, files: Mapping[str, bytes | Path]) -> dict[str, str]:
+    def place(
+        self, model: str, version: int, files: Mapping[str, bytes | Path], *, in_sight: bool = True
+    ) -> dict[str, str]:
         """Make a version appear whole. Returns path relative to the repository → sha256.
 
         Raises `ReleaseError` when the version exists already or the disk refuses.
         """
-        target = self.root / model / str(version)
-        if target.exists():
+        seen, aside = self.root / model / str(version), self.hidden / str(version) / model
+        target = seen if in_sight else aside
+        if seen.exists() or aside.exists():
             raise ReleaseError(
                 f"version {version} of {model} exists already",
                 where=str(target),
@@ -154,21 +228,23 @@ class ModelRepository:
             _flush_folder(target.parent)
         except OSError as error:
             shutil.rmtree(staged, ignore_errors=True)
-            raise ReleaseError(
-                f"version {version} of {model} cannot be written: {error.strerror}",
-                where=str(error.filename or target),
-                expected="a writable repository with a staging folder beside it, on one file system",
-                fix="Correct the permissions or XPLAT_MODEL__REPOSITORY.",
-            ) from error
+            raise _unwritable(f"version {version} of {model}", error, target) from error
         return checksums
 
     def remove(self, model: str, version: int) -> None:
-        """Take a version away that no server could load: after a restart Triton would try it first."""
-        shutil.rmtree(self.root / model / str(version), ignore_errors=True)
+        """Delete a version, wherever it lies."""
+        shutil.rmtree(self.folder(model, version), ignore_errors=True)
+
+    def sweep(self, before: float) -> list[str]:
+        """Delete what processes that died have left in staging before a time, in seconds since the epoch."""
+        left = [one for one in self._staging.glob("*/") if one.stat().st_mtime < before]
+        for folder in left:
+            shutil.rmtree(folder, ignore_errors=True)
+        return [str(folder) for folder in left]
 
     def manifest(self, number: int) -> Manifest:
         """Read a release's manifest. Raises `ReleaseError`."""
-        path = self.root / HEAD / str(number) / MANIFEST_FILE
+        path = self.folder(HEAD, number) / MANIFEST_FILE
         try:
             return msgspec.json.decode(path.read_bytes(), type=Manifest)
         except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors, and so is one for a byte of no text
@@ -180,23 +256,45 @@ class ModelRepository:
             ) from error
 
     def load(self, number: int) -> Release:
-        """Return a release after checking every file against its manifest. Raises `ReleaseError`."""
+        """Return a release after checking its signature, and every file against its manifest. Raises `ReleaseError`."""
         manifest = self.manifest(number)
         if manifest.release != number:
             raise ReleaseError(
                 f"the manifest in folder {number} is of release {manifest.release}",
-                where=str(self.root / HEAD / str(number) / MANIFEST_FILE),
+                where=str(self.folder(HEAD, number) / MANIFEST_FILE),
                 expected="the number of its folder",
                 fix="Restore the folder or train again: releases are not renamed.",
             )
+        self.require_signed(number)
         self.require_intact(number, manifest.files)
-        tokenizer = self.root / ENCODER / str(manifest.encoder) / TOKENIZER_FILE
+        tokenizer = self.folder(ENCODER, manifest.encoder) / TOKENIZER_FILE
         return Release(manifest, TextFeatures.from_file(tokenizer, max_tokens=manifest.max_tokens))
+
+    def require_signed(self, number: int) -> None:
+        """Raise `ReleaseError` unless somebody trusted signed the manifest; where nobody is, say so once."""
+        if not self._trusted:
+            if not self._warned:
+                log.warning("release %d is taken on trust: no release.trusted_keys are set", number)
+            self._warned = True
+            return
+        folder = self.folder(HEAD, number)
+        try:
+            signature = (folder / SIGNATURE_FILE).read_bytes()
+        except FileNotFoundError:
+            signature = b""
+        if not is_signed((folder / MANIFEST_FILE).read_bytes(), signature, self._trusted):
+            what = "is not signed by anybody trusted" if signature else "is not signed"
+            raise ReleaseError(
+                f"release {number} {what}",
+                where=str(folder / SIGNATURE_FILE),
+                expected=f"a signature of its manifest by one of {len(self._trusted)} trusted keys",
+                fix="Restore the release or train again; XPLAT_RELEASE__TRUSTED_KEYS says who is trusted.",
+            )
 
     def require_intact(self, number: int, files: Mapping[str, str]) -> None:
         """Raise `ReleaseError` unless every file, by its path in the repository, has the sha256 given."""
         for name, expected in files.items():
-            path = self.root / name
+            path = self._path(name)
             found = sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
             if found != expected:
                 raise ReleaseError(
@@ -205,6 +303,34 @@ class ModelRepository:
                     expected=f"sha256 {expected[:12]}…, as the manifest says",
                     fix="Restore the file or train again.",
                 )
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a small file so that whoever reads it, even after a crash, finds the old content or the new one.
+
+    Raises `ReleaseError`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_durably(partial, content)
+        partial.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise _unwritable(str(path), error) from error
+
+
+def _numbers(folder: Path) -> list[int]:
+    return sorted(int(child.name) for child in folder.iterdir() if child.name.isdigit()) if folder.is_dir() else []
+
+
+def _unwritable(what: str, error: OSError, where: Path | None = None) -> ReleaseError:
+    return ReleaseError(
+        f"{what} cannot be written: {error.strerror}",
+        where=str(error.filename or where or what),
+        expected="a writable repository with its staging and releases folders beside it, on one file system",
+        fix="Correct the permissions or XPLAT_MODEL__REPOSITORY.",
+    )
 
 
 def _write_durably(path: Path, content: bytes | Path) -> str:

@@ -27,21 +27,23 @@ GOLDEN_TOLERANCE: Final = 5e-3
 
 _LOAD_S: Final = 120.0
 _POLL_S: Final = 0.05
+_WORDS: Final = 300
+"""Characters of what Triton says of an error."""
 
 
 class TritonScorer:
     """Scores with the two models of a release, on one connection. Use it inside one event loop; `close` it."""
 
     def __init__(self, settings: TritonSettings) -> None:
-        self._settings = settings
-        self._client = triton.InferenceServerClient(settings.url)
+        self._settings = settings.replicas[0]
+        self._client = triton.InferenceServerClient(self._settings.url)
 
     async def encode(self, release: Release, texts: Sequence[str]) -> list[bytes]:
         """See `Scorer.encode`."""
         vectors: list[bytes] = [b""] * len(texts)
         for batch in release.texts.batches(texts, size=self._settings.encoder_batch):
             inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-            found = await self.infer(ENCODER, release.encoder, inputs, "vector")
+            found = await self.infer(*self._encoder_of(release), inputs, "vector")
             require_shape("vector", found, (len(batch.where), release.manifest.width))
             for position, vector in zip(batch.where, found.astype(np.float16), strict=True):
                 vectors[position] = vector.tobytes()
@@ -53,12 +55,19 @@ class TritonScorer:
         parts = []
         for start in range(0, users, self._settings.head_batch):
             part = {name: array[start : start + self._settings.head_batch] for name, array in inputs._asdict().items()}
-            parts.append(self.infer(HEAD, release.number, part, "scores"))
+            parts.append(self.infer(*self._head_of(release), part, "scores"))
         labels = len(release.manifest.labels)
         scores = np.concatenate(await asyncio.gather(*parts)) if parts else np.zeros((0, labels), np.float32)
         require_shape("scores", scores, (users, labels))
         require_probabilities(scores)
         return scores
+
+    def _encoder_of(self, release: Release) -> tuple[str, int]:
+        """Return under which name and version the server has a release's encoder."""
+        return ENCODER, release.encoder
+
+    def _head_of(self, release: Release) -> tuple[str, int]:
+        return HEAD, release.number
 
     async def check_golden(self, release: Release) -> None:
         """Ask the release's golden requests. Raises `ReleaseError` when an answer differs, `TritonUnavailable`."""
@@ -119,9 +128,15 @@ class TritonScorer:
             if not await self._client.is_server_live(client_timeout=self._settings.deadline_s):
                 return False
             return release is None or (
-                await self._client.is_model_ready(ENCODER, str(release.encoder))
-                and await self._client.is_model_ready(HEAD, str(release.number))
+                await self.has(ENCODER, release.encoder) and await self.has(HEAD, release.number)
             )
+        except InferenceServerException:
+            return False
+
+    async def has(self, model: str, version: int) -> bool:
+        """Tell whether the server has a version loaded."""
+        try:
+            return bool(await self._client.is_model_ready(model, str(version)))
         except InferenceServerException:
             return False
 
@@ -190,4 +205,5 @@ def require_probabilities(scores: NDArray[np.float32]) -> None:
 
 
 def _words(error: BaseException) -> str:
-    return error.message() if isinstance(error, InferenceServerException) else str(error) or type(error).__name__
+    said = error.message() if isinstance(error, InferenceServerException) else str(error)
+    return " ".join((said or type(error).__name__).split())[:_WORDS]  # Triton quotes whole tracebacks

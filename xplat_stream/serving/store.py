@@ -1,0 +1,369 @@
+"""A release's life, written down: candidate → shadow → active → previous → retired, or quarantined.
+
+    model_repo.releases/<number>/state.json      every change of state, with time and reason
+    model_repo.releases/<number>/verdict.json    what the gate found
+
+Which release is active, previous and shadow is said by `interest.models.v1` alone; the journal follows it
+(`ReleaseStore.follow`) and says the rest. It lies beside the repository, where Triton does not look.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+import msgspec
+
+from xplat_stream.errors import ReleaseError
+from xplat_stream.serving.releases import (
+    ENCODER,
+    HEAD,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    SIGNATURE_FILE,
+    TOKENIZER_FILE,
+    DataSpan,
+    Manifest,
+    ModelRepository,
+    write_whole,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from xplat_stream.kafka.codec import Announcement
+    from xplat_stream.settings import Settings
+
+STATE_FILE: Final = "state.json"
+VERDICT_FILE: Final = "verdict.json"
+
+_LEFT_BEHIND_S: Final = 3600.0
+"""What is staged for longer was left by a process that died."""
+
+_Kept = TypeVar("_Kept")
+
+State = Literal["candidate", "shadow", "active", "previous", "retired", "quarantined"]
+KEPT: Final[frozenset[State]] = frozenset({"candidate", "shadow", "active", "previous"})
+"""States whose files are needed."""
+
+_ANNOUNCED: Final[frozenset[State]] = frozenset({"shadow", "active", "previous"})
+
+
+class Change(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A release passed into a state, or was looked at again in the one it is in."""
+
+    state: State
+    at: datetime
+    reason: str
+    data: DataSpan | None = None
+    """What it was trained on, where that is what it is distrusted for."""
+
+
+class Journal(msgspec.Struct, frozen=True):
+    """Everything that happened to a release, the newest last."""
+
+    release: int
+    changes: tuple[Change, ...]
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing the gate looked at."""
+
+    name: str
+    passed: bool
+    words: str
+    """What was found, and what is asked for."""
+    value: float | None = None
+    """The candidate's figure."""
+    reference: float | None = None
+    """The same of what it is compared with."""
+    low: float | None = None
+    """Lower end of the difference's interval."""
+    high: float | None = None
+    users: int | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gate says of a release."""
+
+    release: int
+    against: int
+    """The release it was compared with; 0: none was active, or none that can be compared, so popularity."""
+    checked_at: datetime
+    checks: tuple[Check, ...]
+    figures: dict[str, float] = {}
+    """What was measured and decides nothing: churn, parity, sizes."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check did."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def refused_by(self) -> tuple[str, ...]:
+        """The names of the checks that did not pass."""
+        return tuple(check.name for check in self.checks if not check.passed)
+
+    def in_full(self) -> dict[str, Any]:
+        """Return it as machines read it: all fields, and first what follows from them."""
+        return {"passed": self.passed, "refused_by": self.refused_by, **msgspec.to_builtins(self)}
+
+
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
+    """A release as `xplat model list` shows it."""
+
+    release: int
+    state: State
+    since: datetime | None
+    reason: str
+    encoder: int
+    """0 where the files are gone."""
+    in_sight: bool
+    passed: bool | None
+    """What the gate said; None: it was not asked."""
+    metrics: dict[str, float]
+
+
+class Shown(msgspec.Struct, frozen=True, kw_only=True):
+    """A release as `xplat model show` shows it."""
+
+    release: int
+    state: State
+    about: dict[str, Any] | None
+    """The manifest without golden requests; None where the files are gone."""
+    journal: Journal
+    verdict: Verdict | None
+
+
+class ReleaseStore:
+    """The releases of a model repository with their journals."""
+
+    def __init__(self, repository: ModelRepository) -> None:
+        self.repository = repository
+
+    @classmethod
+    def of(cls, settings: Settings) -> ReleaseStore:
+        """Return the store of the repository that the settings name."""
+        return cls(ModelRepository.of(settings))
+
+    def numbers(self) -> list[int]:
+        """Return every release that is there or was, ascending."""
+        beside = self.repository.hidden
+        journals = [path.parent.name for path in beside.glob(f"*/{STATE_FILE}")]
+        heads = [path.parents[1].name for path in beside.glob(f"*/{HEAD}/{MANIFEST_FILE}")]
+        return sorted({*self.repository.releases(), *map(int, filter(str.isdecimal, journals + heads))})
+
+    def journal(self, number: int) -> Journal:
+        """Return what happened to a release. Raises `ReleaseError` where there is none of that number."""
+        found = self._read(number, STATE_FILE, Journal)
+        if found is not None:
+            return found
+        if number not in self.numbers():
+            known = ", ".join(map(str, self.numbers())) or "none"
+            raise ReleaseError(
+                f"there is no release {number}",
+                where=str(self.repository.root),
+                expected=f"one of those that are there: {known}",
+                fix="`xplat model list` shows them.",
+            )
+        return Journal(number, ())
+
+    def state(self, number: int) -> State:
+        """Return a release's state. One that nobody wrote anything of is a candidate. Raises `ReleaseError`."""
+        changes = self.journal(number).changes
+        return changes[-1].state if changes else "candidate"
+
+    def note(self, number: int, state: State, reason: str, *, data: DataSpan | None = None) -> None:
+        """Write down that a release is in a state, and why. Raises `ReleaseError`."""
+        before = self._read(number, STATE_FILE, Journal) or Journal(number, ())
+        change = Change(state, datetime.now(UTC), reason, data)
+        self._write(number, STATE_FILE, Journal(number, (*before.changes, change)))
+
+    def follow(self, announced: Announcement | None) -> None:
+        """Let the journals say what the topic says. Raises `ReleaseError`."""
+        if announced is None:
+            return
+        now: dict[int, State] = {announced.previous: "previous", announced.shadow: "shadow"}
+        now |= {announced.rolled_back: "quarantined", announced.release: "active"}
+        for number in self.numbers():
+            state = self.state(number)
+            said = now.get(number)
+            if said is None and (state in _ANNOUNCED or (number < announced.release and not self._noted(number))):
+                said = "retired"
+            if said is not None and said != state:
+                self.note(number, said, f"as announced at {announced.announced_at:%Y-%m-%d %H:%M:%S}Z")
+
+    def _noted(self, number: int) -> bool:
+        return bool(self.journal(number).changes)
+
+    def verdict(self, number: int) -> Verdict | None:
+        """Return what the gate said of a release last, None where it was not asked. Raises `ReleaseError`."""
+        return self._read(number, VERDICT_FILE, Verdict)
+
+    def keep(self, verdict: Verdict) -> None:
+        """Keep a verdict with its release. Raises `ReleaseError`."""
+        self._write(verdict.release, VERDICT_FILE, verdict)
+        refused = ", ".join(verdict.refused_by)
+        said = f"the gate refused it: {refused}" if refused else "the gate passed it"
+        self.note(verdict.release, self.state(verdict.release), said)
+
+    def listed(self) -> list[Listed]:
+        """Return every release, ascending. Raises `ReleaseError`."""
+        found = []
+        for number in self.numbers():
+            changes = self.journal(number).changes
+            manifest = self._manifest(number)
+            verdict = self.verdict(number)
+            found.append(
+                Listed(
+                    release=number,
+                    state=self.state(number),
+                    since=_since(changes),
+                    reason=changes[-1].reason if changes else "",
+                    encoder=manifest.encoder if manifest else 0,
+                    in_sight=number in self.repository.versions(HEAD),
+                    passed=verdict.passed if verdict else None,
+                    metrics=manifest.metrics if manifest else {},
+                )
+            )
+        return found
+
+    def shown(self, number: int) -> Shown:
+        """Return everything that is known of a release. Raises `ReleaseError`."""
+        journal, manifest = self.journal(number), self._manifest(number)
+        about = None if manifest is None else {**msgspec.to_builtins(manifest)}
+        if about is not None:
+            del about["golden"]
+        return Shown(
+            release=number, state=self.state(number), about=about, journal=journal, verdict=self.verdict(number)
+        )
+
+    def retire(self, number: int, reason: str) -> None:
+        """Take a release that nobody uses out of Triton's sight. Raises `ReleaseError` where somebody does."""
+        state = self.state(number)
+        if state in _ANNOUNCED:
+            raise ReleaseError(
+                f"release {number} is the {state} one",
+                where=str(self.repository.root),
+                expected="a release that is neither active nor previous nor shadow",
+                fix="Promote another first, or `xplat model rollback`.",
+            )
+        if state != "quarantined":
+            self.note(number, "retired", reason)
+        self.out_of_sight(number)
+
+    def out_of_sight(self, number: int) -> None:
+        """Hide a release's head, and its encoder unless a head in sight needs it. Raises `ReleaseError`."""
+        manifest = self._manifest(number)
+        self.repository.hide(HEAD, number)
+        if manifest is not None and manifest.encoder not in self._encoders(self.repository.releases()):
+            self.repository.hide(ENCODER, manifest.encoder)
+
+    def collect(self) -> list[str]:
+        """Delete the files that no kept release needs, and return their paths; journals and verdicts stay.
+
+        Kept are active, previous and shadow, candidates newer than the active one, and the encoders of all of these.
+        """
+        states = {number: self.state(number) for number in self.numbers()}
+        active = max((number for number, state in states.items() if state == "active"), default=0)
+        kept = {
+            number for number, state in states.items() if state in KEPT and (state != "candidate" or number > active)
+        }
+        encoders = self._encoders(kept)
+        # A training that is under way has placed its encoder and not yet its head: those above every release stay.
+        newest = max(states, default=0)
+        seen = {*self.repository.versions(ENCODER), *map(int, self._beside(ENCODER))}
+        gone = [(HEAD, number) for number in states if number not in kept]
+        gone += [(ENCODER, version) for version in sorted(seen) if version not in encoders and version <= newest]
+        removed = []
+        for model, version in gone:
+            folder = self.repository.folder(model, version)
+            if folder.is_dir():
+                self.repository.remove(model, version)
+                removed.append(str(folder))
+        for number, state in states.items():
+            if state == "candidate" and number not in kept:
+                self.note(number, "retired", f"never promoted; release {active} is newer")
+        return removed + self.repository.sweep(time.time() - _LEFT_BEHIND_S)
+
+    def push(self, folder: Path) -> Manifest:
+        """Take in a release that was made elsewhere, as a candidate: `interest_head/` and `interest_encoder/`.
+
+        It keeps its number, which its signature covers. Raises `ReleaseError` and leaves nothing then.
+        """
+        repository = self.repository
+        manifest = _pushed(folder)
+        number = manifest.release
+        if number < repository.next_number():
+            raise ReleaseError(
+                f"release {number} comes too late",
+                where=str(folder),
+                expected=f"number {repository.next_number()} or higher: numbers only grow",
+                fix="Train it again, against this repository.",
+            )
+        parts = {ENCODER: (MODEL_FILE, TOKENIZER_FILE), HEAD: (MODEL_FILE, MANIFEST_FILE, SIGNATURE_FILE)}
+        try:
+            for model, names in parts.items():
+                files = {name: folder / model / name for name in names if (folder / model / name).is_file()}
+                if files and (model == HEAD or manifest.encoder == number):
+                    repository.place(model, number, files, in_sight=False)
+            repository.load(number)
+        except BaseException:
+            shutil.rmtree(repository.hidden / str(number), ignore_errors=True)
+            raise
+        self.note(number, "candidate", f"pushed from {folder}")
+        return manifest
+
+    def _encoders(self, numbers: set[int] | list[int]) -> set[int]:
+        return {manifest.encoder for number in numbers if (manifest := self._manifest(number)) is not None}
+
+    def _beside(self, model: str) -> list[str]:
+        return [path.parent.name for path in self.repository.hidden.glob(f"*/{model}") if path.parent.name.isdecimal()]
+
+    def _manifest(self, number: int) -> Manifest | None:
+        there = (self.repository.folder(HEAD, number) / MANIFEST_FILE).is_file()
+        return self.repository.manifest(number) if there else None
+
+    def _read(self, number: int, name: str, kind: type[_Kept]) -> _Kept | None:
+        path = self.repository.hidden / str(number) / name
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=kind)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ReleaseError(
+                f"what is kept of release {number} cannot be read: {error}",
+                where=str(path),
+                expected="the JSON that `xplat` wrote",
+                fix="Delete the file; what is active is said by the topic, and `xplat model check` judges again.",
+            ) from error
+
+    def _write(self, number: int, name: str, value: msgspec.Struct) -> None:
+        content = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+        write_whole(self.repository.hidden / str(number) / name, content)
+
+
+def _since(changes: tuple[Change, ...]) -> datetime | None:
+    """Return when the state began that the changes end with."""
+    found = None
+    for change in reversed(changes):
+        if change.state != changes[-1].state:
+            break
+        found = change.at
+    return found
+
+
+def _pushed(folder: Path) -> Manifest:
+    path = folder / HEAD / MANIFEST_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except (OSError, ValueError) as error:
+        raise ReleaseError(
+            f"the folder holds no release: {error}",
+            where=str(path),
+            expected=f"{HEAD}/ with {MANIFEST_FILE}, and {ENCODER}/ where it brings one",
+            fix="Name a folder of another repository's releases, such as model_repo.releases/7.",
+        ) from error
