@@ -87,6 +87,22 @@ def fused(
     _show(result, json=json)
 
 
+@app.command()
+def swaps(
+    swaps: Annotated[int, typer.Option(min=11, help="Releases promoted in a row.")] = 100,
+    rate: Annotated[float, typer.Option(min=1, help="Events a second meanwhile.")] = 100.0,
+    pause: Annotated[float, typer.Option(min=0, help="Seconds between two.")] = 1.5,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Releases promoted in a row under load: failed, lost and late updates, and memory."""
+    from benchmarks.swaps import bench_swaps
+
+    result = bench_swaps(
+        swaps=swaps, rate=rate, pause_s=pause, report=lambda line: _console.print(line, highlight=False)
+    )
+    _show(result, json=json)
+
+
 def _show(result: msgspec.Struct, *, json: bool) -> None:
     if json:
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")

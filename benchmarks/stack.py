@@ -26,8 +26,10 @@ _PATIENCE_S: Final = 300.0
 
 
 @contextmanager
-def private_stack(report: Callable[[str], None]) -> Iterator[tuple[Settings, Path]]:
-    """Yield the settings of a running stack, for one worker and the platform `bench`, and its folder.
+def private_stack(
+    report: Callable[[str], None], *, platforms: tuple[str, ...] = (PLATFORM,)
+) -> Iterator[tuple[Settings, Path]]:
+    """Yield the settings of a running stack, for one worker and these platforms, and its folder.
 
     Raises `StackError`.
     """
@@ -35,7 +37,7 @@ def private_stack(report: Callable[[str], None]) -> Iterator[tuple[Settings, Pat
         home = Path(folder)
         worker = WorkerSettings(datadir=str(home / "worker"))
         settings = Settings(
-            platforms=(PLATFORM,),
+            platforms=platforms,
             local=LocalSettings(home=str(home)),
             worker=worker,
             model=ModelSettings(repository=str(home / "models")),
@@ -43,7 +45,7 @@ def private_stack(report: Callable[[str], None]) -> Iterator[tuple[Settings, Pat
         state = local.up(settings, report=report)
         try:
             running = load_settings({"XPLAT_LOCAL__HOME": str(home)}, folder=home)
-            yield msgspec.structs.replace(running, platforms=(PLATFORM,), worker=worker), home
+            yield msgspec.structs.replace(running, platforms=platforms, worker=worker), home
         finally:
             del state
             local.down(settings, report=report)

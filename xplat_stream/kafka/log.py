@@ -101,7 +101,7 @@ def _watermarks(consumer: Consumer, partition: TopicPartition) -> tuple[int, int
 
 def _patiently(ask: Callable[[], _Answer], passing: Collection[int]) -> _Answer:
     """Return what the broker answers, asking again while its error is one that passes by itself."""
-    deadline = time.monotonic() + ANSWER_S
+    deadline = time.monotonic() + 3 * ANSWER_S  # one answer may take that long already
     while True:
         try:
             return ask()
