@@ -240,7 +240,7 @@ def test_a_platform_nobody_learned_from_is_refused(bench: Bench, trained: Traine
     graph = onnx.load_from_string(wrong.head)
     graph = nothing_of(graph, shop)
     bench.put(2, kept(bench, answering(wrong, graph)))
-    assert_refused(bench, bench.judge(), "platform:shop")
+    assert_refused(bench, bench.judge(), "platform:shop", "ndcg")
 
 
 def nothing_of(graph: onnx.ModelProto, platform: int) -> bytes:
