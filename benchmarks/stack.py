@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import msgspec
 from benchmarks.events import PLATFORM
 from xplat_stream import local
 from xplat_stream.errors import StackError
+from xplat_stream.serving.releases import ModelRepository
 from xplat_stream.settings import LocalSettings, ModelSettings, Settings, WorkerSettings, load_settings
 
 if TYPE_CHECKING:
@@ -42,10 +44,13 @@ def private_stack(
             worker=worker,
             model=ModelSettings(repository=str(home / "models")),
         )
+        for config in ModelRepository.of(load_settings()).root.glob("*/config.pbtxt"):
+            (home / "models" / config.parent.name).mkdir(parents=True)
+            shutil.copy(config, home / "models" / config.parent.name)
         state = local.up(settings, report=report)
         try:
             running = load_settings({"XPLAT_LOCAL__HOME": str(home)}, folder=home)
-            yield msgspec.structs.replace(running, platforms=platforms, worker=worker), home
+            yield msgspec.structs.replace(running, platforms=platforms, worker=worker, model=settings.model), home
         finally:
             del state
             local.down(settings, report=report)
