@@ -35,6 +35,12 @@ class Metrics(msgspec.Struct):
     """Profiles published with their last good scores, because scoring was not to be had."""
     rescored: int = 0
     """Profiles scored later, when it was."""
+    migrated: int = 0
+    """Profiles scored again because another release took over."""
+    active_users: int = 0
+    """Active users of the partitions owned now, as counted when that release took over."""
+    active_scored: int = 0
+    """Of those, users whose last profile is of the release in use."""
     silent: list[str] = msgspec.field(default_factory=list)
     """Platforms from which nothing comes at present."""
     restarts: int = 0

@@ -37,6 +37,18 @@ def test_the_defaults_are_pinned(tmp_path: Path) -> None:
         },
         "triton": {"url": "127.0.0.1:8001", "deadline_s": 10.0, "encoder_batch": 8, "head_batch": 64},
         "model": {"repository": "model_repo", "taxonomy": "", "max_interests": 10},
+        "release": {
+            "active_days": 7.0,
+            "rescore_per_s": 200.0,
+            "shadow_share": 0.05,
+            "watch_minutes": 60.0,
+            "report_interval_s": 10.0,
+            "min_compared": 200,
+            "max_error_rate": 0.01,
+            "max_latency_ratio": 1.5,
+            "max_score_drift": 0.1,
+            "max_ndcg_loss": 0.02,
+        },
         "local": {"home": ".xplat", "kafka_port": 0, "triton_port": 0, "kafka_heap_mb": 512},
     }
     assert load_settings({}, folder=tmp_path) == Settings()
