@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from aiokafka import ConsumerRecord
 
     from streams.outbox import Delivery, Outbox
+    from streams.shadow import Shadow
     from streams.silence import Silence
     from streams.store import PartitionStore
     from xplat_stream.kafka.codec import Headers
@@ -82,6 +83,7 @@ class Pipeline:
         outbox: Outbox,
         scorer: Scorer,
         vectors: TextVectors,
+        shadow: Shadow,
         silence: Silence,
         metrics: Metrics,
     ) -> None:
@@ -91,6 +93,7 @@ class Pipeline:
         self._outbox = outbox
         self._scorer = scorer
         self._vectors = vectors
+        self._shadow = shadow
         self._silence = silence
         self._metrics = metrics
         self._changelog = changelog_topic(settings.worker.app)
@@ -121,6 +124,7 @@ class Pipeline:
         if end := max(ends[: len(logged)]):
             store.reached(end)
         await self._publish(partition, profiles, admitted.users)
+        self._shadow.follow(store, partition, admitted.additions, admitted.texts)
         self._vectors.forget_oldest()
         self._metrics.chunks += 1
 
@@ -166,6 +170,7 @@ class Pipeline:
         await self.flush(store, partition)
         await self._publish(partition, profiles, {user_id: state.window.end for user_id, state in states.items()})
         self._metrics.rescored += len(profiles) - len(causes)
+        self._shadow.follow(store, partition, dict.fromkeys(states, ()), {})
         self._metrics.migrated += len(causes)
         return len(profiles)
 

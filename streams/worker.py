@@ -15,6 +15,7 @@ from streams.lanes import Lanes
 from streams.outbox import Outbox
 from streams.pipeline import Pipeline
 from streams.recovery import Recovery
+from streams.shadow import Shadow
 from streams.silence import Silence
 from streams.store import claim
 from streams.supervisor import RESTARTS
@@ -72,6 +73,7 @@ class Worker:
         self._claim: int | None = None
         self._outbox: Outbox | None = None
         self._lanes: Lanes | None = None
+        self._shadow: Shadow | None = None
         self._watchdog: Watchdog | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -88,6 +90,8 @@ class Worker:
         """Bring the state of these partitions up to date and start their lanes, or stop."""
         try:
             lanes = self._lanes or await self._open()
+            if self._shadow is not None:
+                self._shadow.begin()
             await lanes.take_over(partitions)
             self.behind = False
         except Exception as error:  # noqa: BLE001 - whatever it is, this worker has no state to work on
@@ -134,13 +138,18 @@ class Worker:
         scorer = TritonScorer(settings.triton)
         breaker = CircuitBreaker(scorer)
         vectors = TextVectors(breaker)
+        taxonomy = load_taxonomy(settings.model.taxonomy)
+        shadow = self._shadow = Shadow(
+            settings.release.shadow_share, scorer=scorer, vectors=vectors, taxonomy=taxonomy, metrics=metrics
+        )
         pipeline = Pipeline(
             settings,
-            taxonomy=load_taxonomy(settings.model.taxonomy),
+            taxonomy=taxonomy,
             partitions=partitions,
             outbox=self._outbox,
             scorer=breaker,
             vectors=vectors,
+            shadow=shadow,
             silence=self._silence,
             metrics=metrics,
         )
@@ -153,6 +162,7 @@ class Worker:
             breaker=breaker,
             vectors=vectors,
             pipeline=pipeline,
+            shadow=shadow,
             stores=lambda: lanes.stores,
             metrics=metrics,
         )
@@ -162,6 +172,7 @@ class Worker:
         gc.set_threshold(100_000, 20, 100)
         self.run(switch.follow(), "switch")
         self.run(breaker.watch(), "breaker")
+        self.run(shadow.run(), "shadow")
         self.run(self._write_metrics(), "metrics")
         self._lanes = lanes
         self._loop_ran_at = boot_time()

@@ -45,6 +45,10 @@ class Metrics(msgspec.Struct):
     """Platforms from which nothing comes at present."""
     restarts: int = 0
     """How often the supervisor has started this worker again."""
+    shadow: int = 0
+    """The release compared with the active one at present, 0 for none."""
+    shadowed: int = 0
+    """Windows that both have scored."""
     texts_seen: int = 0
     """Texts that scoring needed, window by window."""
     texts_encoded: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -60,12 +60,26 @@ def decode_profile(value: bytes) -> ProfileRecord:
 
 
 class Announcement(msgspec.Struct, frozen=True):
-    """Which release is active, as announced on `interest.models.v1` under the key ``active``."""
+    """Which release is active, as announced on `interest.models.v1` under the key ``active``.
+
+    `previous`: the one before it, 0 where there is none to compare with or go back to. `shadow`: the candidate that
+    scores a sample of users beside it, 0 for none.
+    """
 
     release: int
     previous: int
     encoder: int
     announced_at: datetime
+    shadow: int = 0
+
+    def beside(self, watched: timedelta) -> tuple[int, datetime | None]:
+        """Return which release is compared with the active one, 0 for none, and until when; None: until told.
+
+        The shadow where there is one; else the one before, for as long as the active release is watched.
+        """
+        if self.shadow:
+            return self.shadow, None
+        return (self.previous, self.announced_at + watched) if watched else (0, None)
 
 
 ACTIVE_KEY: Final = b"active"
