@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,7 @@ from streams.lanes import Lanes
 from streams.outbox import Outbox
 from streams.pipeline import Pipeline
 from streams.recovery import Recovery
+from streams.reports import Reports
 from streams.shadow import Shadow
 from streams.silence import Silence
 from streams.store import claim
@@ -23,6 +25,7 @@ from streams.suspects import forget_in_hand
 from streams.switch import ReleaseSwitch
 from streams.watchdog import Watchdog, boot_time
 from xplat_stream.errors import EXIT_SOFTWARE, DamagedState, XplatError
+from xplat_stream.kafka.reports import read_reports, write_reports
 from xplat_stream.kafka.topics import check_topics
 from xplat_stream.metrics import Metrics
 from xplat_stream.serving import CircuitBreaker, ModelRepository, TritonScorer
@@ -173,6 +176,13 @@ class Worker:
         self.run(switch.follow(), "switch")
         self.run(breaker.watch(), "breaker")
         self.run(shadow.run(), "shadow")
+        reports = Reports(
+            shadow,
+            lambda: lanes.progress,
+            read=partial(read_reports, settings),
+            write=partial(write_reports, settings),
+        )
+        self.run(reports.run(settings.release.report_interval_s), "reports")
         self.run(self._write_metrics(), "metrics")
         self._lanes = lanes
         self._loop_ran_at = boot_time()

@@ -1,4 +1,4 @@
-"""What goes through Kafka besides events: profiles, dead letters, release announcements."""
+"""What goes through Kafka besides events: profiles, dead letters, release announcements and reports."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from xplat_stream.comparison import Comparison
 from xplat_stream.profile import Profile
 
 if TYPE_CHECKING:
@@ -94,6 +95,51 @@ def encode_announcement(announcement: Announcement) -> bytes:
 def decode_announcement(value: bytes) -> Announcement:
     """Read an announcement. Raises `ValueError`, which msgspec's errors are."""
     return _decode_announcement(value)
+
+
+class Report(msgspec.Struct, frozen=True):
+    """How far one partition is with the release in use, as its owner says on `interest.models.v1`."""
+
+    partition: int
+    at: datetime
+    release: int
+    """The release in use, 0 before any."""
+    active_users: int
+    scored_users: int
+    """Of those, users whose last profile is of this release."""
+    settled: bool
+    """Whether a look at every user found none left."""
+    compared: tuple[int, int]
+    """The active release and the one beside it that `comparison` is of; zeros for none."""
+    comparison: Comparison
+    version: int = 1
+
+
+class _Versioned(msgspec.Struct, frozen=True):
+    version: int
+
+
+REPORT_VERSION: Final = 1
+_decode_report = msgspec.json.Decoder(Report).decode
+_decode_version = msgspec.json.Decoder(_Versioned).decode
+
+
+def report_key(app: str, partition: int | None = None) -> bytes:
+    """Return the key of a partition's report, or what the keys of a group's reports begin with."""
+    return f"report/{app}/{'' if partition is None else partition}".encode()
+
+
+def encode_report(report: Report) -> bytes:
+    """Return a report as JSON."""
+    return _encode(report)
+
+
+def decode_report(value: bytes) -> Report | None:
+    """Read a report; None for one of another version, or not of a worker: nothing depends on a report being read."""
+    try:
+        return _decode_report(value) if _decode_version(value).version == REPORT_VERSION else None
+    except ValueError:  # msgspec's errors are
+        return None
 
 
 class Origin(NamedTuple):
