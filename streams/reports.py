@@ -61,10 +61,12 @@ class Reports:
 
     async def publish(self) -> None:
         """Publish what is new. Raises `KafkaUnavailable`, `DeliveryError`."""
-        generation, pair = self._shadow.generation, self._shadow.counted
+        generation, pair = self._shadow.generation, (self._shadow.counted, self._shadow.since)
         if generation != self._generation:
             held = await asyncio.to_thread(self._read)
-            self._before = {report.partition: report.comparison for report in held if report.compared == pair}
+            self._before = {
+                report.partition: report.comparison for report in held if (report.compared, report.since) == pair
+            }
             self._last.clear()
             self._generation = generation
         if generation != self._shadow.generation:
@@ -85,6 +87,7 @@ class Reports:
             progress.settled,
             self._shadow.counted,
             self._before.get(partition, Comparison()).merge(self._shadow.comparison(partition)),
+            self._shadow.since,
         )
 
     def _is_news(self, report: Report) -> bool:

@@ -106,6 +106,8 @@ class Shadow:
         """Grows whenever counting begins at zero: with other partitions, and with another pair."""
         self.counted: tuple[int, int] = (0, 0)
         """Of which pair the counts are, active release first; zeros before any."""
+        self.since = datetime(1970, 1, 1, tzinfo=UTC)
+        """When that pair was announced."""
 
     @property
     def pair(self) -> Pair | None:
@@ -114,14 +116,20 @@ class Shadow:
             self._end()
         return self._pair
 
-    def use(self, active: Release, other: Release | None, *, until: datetime | None = None) -> None:
-        """Compare these two from now on; with None, nothing. The same pair again goes on counting."""
+    def use(
+        self, active: Release, other: Release | None, *, since: datetime | None = None, until: datetime | None = None
+    ) -> None:
+        """Compare these two from now on, as announced at `since`; with None, nothing.
+
+        The same announcement again goes on counting.
+        """
         if other is None or not self._share or active.number == other.number:
             self._end()
             return
-        same = self.counted == (active.number, other.number)
+        announced = (active.number, other.number), since or self.since
+        same = announced == (self.counted, self.since)
         self._pair = Pair(active, other, until)
-        self.counted = active.number, other.number
+        self.counted, self.since = announced
         self._metrics.shadow = other.number
         self._own.forget_encoders({other.encoder})
         if not same:

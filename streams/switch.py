@@ -165,7 +165,8 @@ class ReleaseSwitch:
             self._shadow.use(active, None)
             return
         try:
-            self._shadow.use(active, await asyncio.to_thread(self._load, number), until=until)
+            other = await asyncio.to_thread(self._load, number)
+            self._shadow.use(active, other, since=announcement.announced_at, until=until)
         except Exception as error:  # noqa: BLE001 - its files may hold anything, and a shadow must not stop the worker
             log.warning("release %d is not compared with %d: %s", number, active.number, error)
             self._shadow.use(active, None)

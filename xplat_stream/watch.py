@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
 
 from xplat_stream.comparison import Breach, breaches
 from xplat_stream.errors import DeliveryError, KafkaUnavailable
@@ -14,12 +15,11 @@ from xplat_stream.taxonomy import load_taxonomy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from xplat_stream.kafka.codec import Announcement
     from xplat_stream.kafka.reports import ReleaseReport
     from xplat_stream.settings import Settings
 
 log = logging.getLogger("xplat.watch")
-
-_MINUTE_S: Final = 60
 
 
 class Watched(NamedTuple):
@@ -36,44 +36,41 @@ class Watched(NamedTuple):
         return not self.breaches
 
 
-def watch(  # noqa: PLR0913 - what is watched, what is done, and the doubles of three things outside
+def watch(
     settings: Settings,
-    release: int,
-    previous: int,
+    announced: Announcement,
     *,
     roll_back: Callable[[int, tuple[Breach, ...]], None],
-    watched_s: float | None = None,
-    read: Callable[[Settings, int, int], ReleaseReport] = lambda settings, release, other: read_release_report(
-        settings, release, shadow=other
+    read: Callable[[Settings, Announcement], ReleaseReport] = lambda settings, announced: read_release_report(
+        settings, announced.release, shadow=announced.previous, since=announced.announced_at
     ),
-    clock: Callable[[], float] = time.monotonic,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
     sleep: Callable[[float], None] = time.sleep,
 ) -> Watched:
-    """Watch a release that was just promoted, against the one before it, until its time is over or a limit is broken.
+    """Watch a release that was promoted, against the one before it, until its time is over or a limit is broken.
 
-    Then `roll_back` is called, with the release and what it broke. `watched_s`: what is left of the time, where a
-    watch goes on after a crash; `release.watch_minutes` by default. While Kafka is away it goes on waiting: what cannot
-    be read is no breach. Raises `KafkaUnavailable` or `DeliveryError` only where not a single report could be read, and
-    what `roll_back` raises.
+    Then `roll_back` is called, with the release and what it broke. The time counts from the announcement, so a watch
+    that was cut off is simply begun again. While Kafka is away it goes on waiting: what cannot be read is no breach.
+    Raises `KafkaUnavailable` or `DeliveryError` only where not a single report could be read, and what `roll_back`
+    raises.
     """
-    labels = load_taxonomy(settings.model.taxonomy)
-    slugs = [label.slug for label in labels.labels]
-    end = clock() + (settings.release.watch_minutes * _MINUTE_S if watched_s is None else watched_s)
+    slugs = [label.slug for label in load_taxonomy(settings.model.taxonomy).labels]
+    end = announced.announced_at + timedelta(minutes=settings.release.watch_minutes)
     report: ReleaseReport | None = None
     while True:
-        last = clock() >= end
+        left_s = (end - now()).total_seconds()
         try:
-            report = read(settings, release, previous)
+            report = read(settings, announced)
         except (KafkaUnavailable, DeliveryError) as error:
-            if last and report is None:
+            if left_s <= 0 and report is None:
                 raise
-            log.warning("release %d is watched blindly for now: %s", release, error)
+            log.warning("release %d is watched blindly for now: %s", announced.release, error)
         else:
             found = tuple(breaches(report.comparison, settings.release, slugs))
             if found:
-                log.error("release %d is rolled back: %s", release, "; ".join(map(str, found)))
-                roll_back(release, found)
+                log.error("release %d is rolled back: %s", announced.release, "; ".join(map(str, found)))
+                roll_back(announced.release, found)
                 return Watched(report, found)
-        if last and report is not None:
+        if left_s <= 0 and report is not None:
             return Watched(report, ())
-        sleep(min(settings.release.report_interval_s, max(0.0, end - clock())))
+        sleep(min(settings.release.report_interval_s, max(0.0, left_s)))

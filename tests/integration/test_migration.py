@@ -146,14 +146,14 @@ def test_a_bad_release_is_found_out_and_goes_back(
     publish(group, labelled(200, name="420"))
     assert_exact(group)
     bad = publish_release(encoder=good.encoder, tilt=-20.0, announce=False)
-    announce_release(group, bad.number, bad.encoder, previous=good.number)
+    announced = announce_release(group, bad.number, bad.encoder, previous=good.number)
 
     def roll_back(release: int, breaches: tuple[Breach, ...]) -> None:
         assert release == bad.number
         assert breaches
         announce_release(group, good.number, good.encoder)
 
-    watched = watch(group, bad.number, good.number, roll_back=roll_back, watched_s=60.0)
+    watched = watch(group, announced, roll_back=roll_back)
     assert not watched.kept
     assert "drift" in {breach.figure for breach in watched.breaches}
     worker.until(lambda: read_release_report(group, good.number).complete, "go back")

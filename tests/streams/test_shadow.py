@@ -193,7 +193,7 @@ async def test_watching_ends_with_its_time(bench: Bench) -> None:
 
 
 async def test_another_pair_counts_from_zero(bench: Bench) -> None:
-    """The same pair announced again goes on; so nothing is counted twice, and nothing of another pair."""
+    """The same announcement read again goes on; so nothing is counted twice, and nothing of another one."""
     watch(bench)
     await bench.handle(bench.record(make_event(user_id=USER)))
     await bench.shadow.compare_next()
@@ -202,6 +202,8 @@ async def test_another_pair_counts_from_zero(bench: Bench) -> None:
     assert (counted(bench).compared, bench.shadow.generation) == (1, generation)
     watch(bench, active=OLD, other=NEW)
     assert (counted(bench).compared, bench.shadow.generation) == (0, generation + 1)
+    watch(bench, active=OLD, other=NEW, since=bench.now)
+    assert (bench.shadow.since, bench.shadow.generation) == (bench.now, generation + 2)
 
 
 async def test_partitions_taken_over_count_from_zero(bench: Bench) -> None:

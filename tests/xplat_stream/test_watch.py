@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from xplat_stream.comparison import Breach, Comparison
 from xplat_stream.errors import KafkaUnavailable
+from xplat_stream.kafka.codec import Announcement
 from xplat_stream.kafka.reports import ReleaseReport
 from xplat_stream.settings import ReleaseSettings, Settings
+from xplat_stream.testing import START
 from xplat_stream.watch import Watched, watch
 
 SETTINGS = Settings(release=ReleaseSettings(watch_minutes=1.0, min_compared=10))
+ANNOUNCED = Announcement(2, 1, 1, START)
 AWAY = KafkaUnavailable("away", where="", expected="", fix="")
 
 
@@ -31,9 +36,9 @@ class World:
         self.read_at: list[float] = []
         self.rolled_back: list[tuple[int, tuple[Breach, ...]]] = []
 
-    def read(self, _: Settings, release: int, other: int) -> ReleaseReport:
+    def read(self, _: Settings, announced: Announcement) -> ReleaseReport:
         """Return the next report; the last one again and again."""
-        assert (release, other) == (2, 1)
+        assert announced == ANNOUNCED
         self.read_at.append(self.now_s)
         found = self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
         if isinstance(found, Exception):
@@ -48,17 +53,15 @@ class World:
         """Note what is to be rolled back."""
         self.rolled_back.append((release, breaches))
 
-    def watch(self, **options: float) -> Watched:
+    def watch(self) -> Watched:
         """Watch release 2 against 1."""
         return watch(
             SETTINGS,
-            2,
-            1,
+            ANNOUNCED,
             roll_back=self.roll_back,
             read=self.read,
-            clock=lambda: self.now_s,
+            now=lambda: START + timedelta(seconds=self.now_s),
             sleep=self.sleep,
-            **options,
         )
 
 
@@ -85,16 +88,17 @@ def test_a_breach_rolls_back_at_once() -> None:
 
 
 def test_a_watch_goes_on_for_what_is_left_of_it() -> None:
-    """After a crash of whoever watched."""
+    """After a crash of whoever watched: the time counts from the announcement."""
     world = World(said())
-    world.watch(watched_s=15.0)
-    assert world.read_at == [0, 10, 15]
+    world.now_s = 45.0
+    world.watch()
+    assert world.read_at == [45, 55, 60]
 
 
 def test_kafka_being_away_is_no_breach() -> None:
     """It is waited for; only a watch that never saw a report fails."""
     world = World(AWAY, said(), AWAY)
-    assert world.watch(watched_s=10.0).kept
+    assert world.watch().kept
     with pytest.raises(KafkaUnavailable):
         World(AWAY).watch()
 

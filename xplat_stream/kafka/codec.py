@@ -112,6 +112,8 @@ class Report(msgspec.Struct, frozen=True):
     compared: tuple[int, int]
     """The active release and the one beside it that `comparison` is of; zeros for none."""
     comparison: Comparison
+    since: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+    """When the pair was announced: a release that is promoted twice does not begin with what was counted before."""
     version: int = 1
 
 

@@ -17,6 +17,7 @@ from xplat_stream.kafka.topics import MODELS, changelog_topic, partition_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
     from xplat_stream.settings import Settings
 
@@ -46,13 +47,22 @@ class ReleaseReport(NamedTuple):
         return self.settled == self.partitions
 
 
-def combined(reports: Iterable[Report], *, release: int, shadow: int = 0, partitions: int) -> ReleaseReport:
-    """Add up the reports of one group. `shadow`: the pair asked for; 0 for the one reported last."""
+def combined(
+    reports: Iterable[Report], *, release: int, partitions: int, shadow: int = 0, since: datetime | None = None
+) -> ReleaseReport:
+    """Add up the reports of one group.
+
+    Of comparisons only those of one announcement count, the last one. `shadow`: of this pair; 0 for any. `since`: not
+    announced before.
+    """
     held = list(reports)
     here = [report for report in held if report.release == release]
-    pairs = [one for one in held if one.compared == (release, one.compared[1]) and shadow in (0, one.compared[1])]
-    newest = max(pairs, key=lambda report: report.at, default=None)
+    pairs = [one for one in held if one.compared[0] == release and shadow in (0, one.compared[1])]
+    if since is not None:
+        pairs = [one for one in pairs if one.since >= since]
+    newest = max(pairs, key=lambda report: report.since, default=None)
     other = newest.compared[1] if newest else shadow
+    counting = [one for one in pairs if newest and one.since == newest.since]
     return ReleaseReport(
         release,
         other,
@@ -61,18 +71,19 @@ def combined(reports: Iterable[Report], *, release: int, shadow: int = 0, partit
         sum(report.settled for report in here),
         sum(report.active_users for report in here),
         sum(report.scored_users for report in here),
-        reduce(Comparison.merge, [one.comparison for one in pairs if one.compared[1] == other], Comparison()),
+        reduce(Comparison.merge, [one.comparison for one in counting], Comparison()),
     )
 
 
-def read_release_report(settings: Settings, release: int, *, shadow: int = 0) -> ReleaseReport:
-    """Return what the worker group of these settings says of a release now.
+def read_release_report(
+    settings: Settings, release: int, *, shadow: int = 0, since: datetime | None = None
+) -> ReleaseReport:
+    """Return what the worker group of these settings says of a release now; `shadow`, `since`: see `combined`.
 
-    `shadow`: of which pair the comparison is asked; 0 for the one reported last. Raises `KafkaUnavailable`,
-    `DeliveryError`.
+    Raises `KafkaUnavailable`, `DeliveryError`.
     """
     partitions = partition_counts(settings).get(changelog_topic(settings.worker.app), 0)
-    return combined(read_reports(settings), release=release, shadow=shadow, partitions=partitions)
+    return combined(read_reports(settings), release=release, partitions=partitions, shadow=shadow, since=since)
 
 
 def read_reports(settings: Settings) -> list[Report]:

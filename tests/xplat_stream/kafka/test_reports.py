@@ -73,11 +73,19 @@ def test_complete_is_said_of_all_partitions_only(reports: list[Report]) -> None:
 
 
 def test_comparisons_of_other_pairs_do_not_count() -> None:
-    """Of the pair asked for, or of the one reported last."""
-    reports = [report(0), report(1, compared=(2, 3), at=START + timedelta(seconds=1)), report(2, compared=(1, 2))]
+    """Of the pair asked for, or of the one announced last."""
+    reports = [report(0), report(1, compared=(2, 3), since=START), report(2, compared=(1, 2))]
     assert combined(reports, release=2, partitions=3).shadow == 3
     assert combined(reports, release=2, partitions=3).comparison == comparison()
     asked = combined(reports, release=2, shadow=1, partitions=3)
     assert (asked.shadow, asked.comparison.compared) == (1, 1)
     assert combined(reports, release=2, shadow=9, partitions=3).comparison == Comparison()
     assert combined(reports, release=7, partitions=3).shadow == 0
+
+
+def test_a_release_promoted_again_begins_anew() -> None:
+    """What was counted of the same pair before it was announced this time does not count."""
+    later = START + timedelta(days=1)
+    reports = [report(0, since=START), report(1, since=later), report(2, since=later)]
+    assert combined(reports, release=2, partitions=3).comparison == comparison(2)
+    assert combined(reports[:1], release=2, shadow=1, since=later, partitions=3).comparison == Comparison()
