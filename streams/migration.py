@@ -23,7 +23,7 @@ _TOGETHER: Final = 64
 """Users scored again together: one head call, so that a chunk that comes meanwhile does not wait long."""
 
 _LOOKED_AT: Final = 500
-"""Users looked at between two chances for a chunk to be handled: 2 ms."""
+"""Users looked at between two chances for a chunk to be handled: a few milliseconds."""
 
 _HELD: Final = 100_000
 """Users found and held in memory, the most recently active ones; the others are found by looking again."""

@@ -43,8 +43,8 @@ class ReleaseReport(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether every active user of every partition is on the release."""
-        return self.settled == self.partitions
+        """Whether every active user of every partition is on the release, as of the last reports."""
+        return 0 < self.partitions == self.settled
 
 
 def combined(

@@ -70,6 +70,7 @@ def test_reports_add_up() -> None:
 def test_complete_is_said_of_all_partitions_only(reports: list[Report]) -> None:
     """Consumers may rely on it: not one active user is left on another release."""
     assert not combined(reports, release=2, partitions=2).complete
+    assert not combined((), release=2, partitions=0).complete
 
 
 def test_comparisons_of_other_pairs_do_not_count() -> None:
