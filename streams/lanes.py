@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from streams.migration import Budget, Migration
 from streams.suspects import Suspects, note_in_hand
 from xplat_stream.errors import XplatError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from aiokafka import ConsumerRecord
 
+    from streams.migration import Progress
     from streams.pipeline import Pipeline
     from streams.recovery import Recovery
     from streams.store import PartitionStore
@@ -41,10 +43,18 @@ class Lane:
     """The queue, the store and the task of one partition."""
 
     def __init__(
-        self, partition: int, store: PartitionStore, pipeline: Pipeline, suspects: Suspects, *, settings: WorkerSettings
+        self,
+        partition: int,
+        store: PartitionStore,
+        pipeline: Pipeline,
+        suspects: Suspects,
+        migration: Migration,
+        *,
+        settings: WorkerSettings,
     ) -> None:
         self.partition = partition
         self.store = store
+        self.migration = migration
         self.busy = False
         """Whether a chunk is in hand."""
         self._pipeline = pipeline
@@ -65,7 +75,10 @@ class Lane:
             self._waiting.get_nowait()
 
     async def run(self) -> None:
-        """Handle chunks until cancelled, and score again what is degraded. Whatever is raised must stop the worker."""
+        """Handle chunks until cancelled; in between, score again what is degraded or another release's.
+
+        Whatever is raised must stop the worker.
+        """
         if self.store.is_dirty:
             await self._pipeline.flush(self.store, self.partition)
         while True:
@@ -78,11 +91,13 @@ class Lane:
                 self.busy = False
             if self.store.has_pending:
                 await self._rescore()
+            if self._waiting.empty():
+                await self._migrate()
 
     async def _next(self) -> list[Any]:
         """Return what waits, up to the size of a chunk; nothing when it is time to score something again."""
         try:
-            async with asyncio.timeout(self._rescore_in_s if self.store.has_pending else None):
+            async with asyncio.timeout(self._idle_s()):
                 events = [await self._waiting.get()]
         except TimeoutError:
             return []
@@ -91,6 +106,11 @@ class Lane:
             events.append(self._waiting.get_nowait())
             size += len(events[-1].value)
         return events
+
+    def _idle_s(self) -> float:
+        release = self._pipeline.release
+        wait_s = self.migration.wait_s(release.number if release else 0)
+        return min(wait_s, self._rescore_in_s) if self.store.has_pending else wait_s
 
     async def _handle(self, records: list[ConsumerRecord]) -> None:
         if not self._suspects:
@@ -119,6 +139,15 @@ class Lane:
         scored = await self._pipeline.rescore(self.store, self.partition, users)
         self._rescore_in_s = _RESCORE_SOON_S if scored else _RESCORE_LATER_S
 
+    async def _migrate(self) -> None:
+        release = self._pipeline.release
+        users = [] if release is None else self.migration.take(release.number)
+        if users:
+            scored = await self._pipeline.rescore(self.store, self.partition, users)
+            self.migration.note(scored)
+            if not scored:
+                self.migration.put_back(users)
+
 
 class Lanes:
     """The partitions this worker owns."""
@@ -138,6 +167,7 @@ class Lanes:
         self._recovery = recovery
         self._on_failure = on_failure
         self._suspects = Suspects(Path(settings.worker.datadir))
+        self._budget = Budget(settings.release.rescore_per_s)
         self._over = threading.Event()  # set when the partitions taken over last are to be let go
         self._lanes: dict[int, Lane] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -146,6 +176,11 @@ class Lanes:
     def stores(self) -> list[PartitionStore]:
         """The stores of the partitions owned now."""
         return [lane.store for lane in self._lanes.values()]
+
+    @property
+    def progress(self) -> dict[int, Progress]:
+        """How far each partition owned now is on its way to the release in use."""
+        return {partition: lane.migration.progress for partition, lane in self._lanes.items()}
 
     @property
     def busy(self) -> bool:
@@ -194,7 +229,12 @@ class Lanes:
             return
         for partition, store in stores.items():
             self._lanes[partition] = Lane(
-                partition, store, self._pipeline, self._suspects, settings=self._settings.worker
+                partition,
+                store,
+                self._pipeline,
+                self._suspects,
+                Migration(store, self._budget, self._settings.release),
+                settings=self._settings.worker,
             )
         for lane in self._lanes.values():
             task = asyncio.create_task(lane.run(), name=f"lane-{lane.partition}")

@@ -7,12 +7,14 @@ The order of the steps *is* the delivery promise:
 A crash anywhere in between leaves the chunk unacknowledged; it is read again and, a window being a set, changes
 nothing that it changed already. A record is never skipped: what cannot be admitted becomes a dead letter that is
 awaited like everything else, and any other exception leaves this page and stops the worker. Only the model server may
-fail without stopping anything: windows go on, profiles say ``degraded``, and the users are scored again later.
+fail without stopping anything: windows go on, profiles say ``degraded``, and the users are scored again later, by the
+same steps as those whom another release scored last.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -23,17 +25,18 @@ from xplat_stream.event import TextHash, UserId, hash_text, item_text
 from xplat_stream.kafka.codec import Origin, dead_letter, encode_profile, first_read, rekeyed_headers
 from xplat_stream.kafka.consumer import partition_for
 from xplat_stream.kafka.topics import PROFILES, REJECTED, REKEYED, changelog_topic, platform_of
-from xplat_stream.profile import ModelRef, degraded_profile, scored_profile, unscored_profile
+from xplat_stream.profile import Cause, ModelRef, degraded_profile, scored_profile, unscored_profile
 from xplat_stream.serving.features import head_inputs
 from xplat_stream.state import TextEntry, UserState
 from xplat_stream.window import Row, row_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from aiokafka import ConsumerRecord
 
     from streams.outbox import Delivery, Outbox
+    from streams.shadow import Shadow
     from streams.silence import Silence
     from streams.store import PartitionStore
     from xplat_stream.kafka.codec import Headers
@@ -52,6 +55,8 @@ hash_of_text = lru_cache(maxsize=_HASHED_TEXTS)(hash_text)
 """Hashing is the dearest part of a row, and popular texts come again and again. A text is 8 kB at the very most."""
 
 States = dict[UserId, UserState]
+Causes = Mapping[UserId, Cause]
+"""Why a profile is published where it is not for behavior."""
 
 
 class Admitted(NamedTuple):
@@ -78,6 +83,7 @@ class Pipeline:
         outbox: Outbox,
         scorer: Scorer,
         vectors: TextVectors,
+        shadow: Shadow,
         silence: Silence,
         metrics: Metrics,
     ) -> None:
@@ -87,6 +93,7 @@ class Pipeline:
         self._outbox = outbox
         self._scorer = scorer
         self._vectors = vectors
+        self._shadow = shadow
         self._silence = silence
         self._metrics = metrics
         self._changelog = changelog_topic(settings.worker.app)
@@ -104,19 +111,20 @@ class Pipeline:
         """
         release = self.release
         admitted = self._condemn(records) if condemned else self.admit(store, partition, records)
-        repaired = self.fold(store, admitted)
+        repaired = self.fold(store, admitted, release)
         logged = [await self._log(store, partition)]
         aside = await self._send_aside(admitted)
         await self._keep_texts(store, admitted.texts, release)
         logged.append(await self._log(store, partition))
         states = {user_id: store.user(user_id) for user_id in admitted.users}
-        profiles = await self._profiles(store, states, repaired, release)
+        profiles = await self._profiles(store, states, dict.fromkeys(repaired, "late"), release)
         logged.append(await self._log(store, partition))
         # The changelog first: a revision that consumers have seen is one that a lost host gets back.
         ends = await self._outbox.confirm([*logged, *aside])
         if end := max(ends[: len(logged)]):
             store.reached(end)
         await self._publish(partition, profiles, admitted.users)
+        self._shadow.follow(store, partition, admitted.additions, admitted.texts)
         self._vectors.forget_oldest()
         self._metrics.chunks += 1
 
@@ -126,14 +134,21 @@ class Pipeline:
         store.reached(end)
 
     async def rescore(self, store: PartitionStore, partition: int, users: Sequence[UserId]) -> int:
-        """Score users whose profiles are degraded, publish them, and return how many there were.
+        """Score users whose profiles are degraded or another release's, publish them, and return how many there were.
 
-        A model server that is away leaves them as they are; so does one that answers nonsense for them, and only for
-        those: the others are scored in smaller parts.
+        A model server that is away leaves them as they are. One that answers nonsense for them leaves them pending,
+        and only those: the others are scored in smaller parts.
         """
         release = self.release
-        states = {user_id: _next_revision(state) for user_id in users if (state := store.user(user_id)).pending}
-        if release is None or not states:
+        if release is None:
+            return 0
+        held = {user_id: store.user(user_id) for user_id in users}
+        states = {
+            user_id: _next_revision(state)
+            for user_id, state in held.items()
+            if state.pending or state.publication.release != release.number
+        }
+        if not states:
             return 0
         try:
             scores = await self._scores(store, states, release)
@@ -141,14 +156,22 @@ class Pipeline:
             return 0
         except InvalidScores as error:
             if len(users) == 1:
-                log.warning("a window cannot be scored, its profile stays degraded: %s", error)
+                log.warning("a window cannot be scored, its profile stays as it is: %s", error)
+                if not held[users[0]].pending:
+                    store.put_user(users[0], _pending(held[users[0]]))
+                    await self.flush(store, partition)
                 return 0
             half = len(users) // 2
             return sum([await self.rescore(store, partition, part) for part in (users[:half], users[half:])])
-        profiles = self._scored(store, states, scores, (), release)
+        causes: Causes = {user_id: "model" for user_id, state in states.items() if not state.pending}
+        profiles = self._scored(store, states, scores, causes, release)
+        for user_id in states:
+            store.put_user(user_id, store.user(user_id))  # as it was remembered
         await self.flush(store, partition)
         await self._publish(partition, profiles, {user_id: state.window.end for user_id, state in states.items()})
-        self._metrics.rescored += len(profiles)
+        self._metrics.rescored += len(profiles) - len(causes)
+        self._shadow.follow(store, partition, dict.fromkeys(states, ()), {})
+        self._metrics.migrated += len(causes)
         return len(profiles)
 
     def admit(self, store: PartitionStore, partition: int, records: Sequence[ConsumerRecord]) -> Admitted:
@@ -202,8 +225,8 @@ class Pipeline:
         found.letters.append((record.key, *dead_letter(record.value, rejection, origin)))
         self._metrics.rejected[rejection.reason] = self._metrics.rejected.get(rejection.reason, 0) + 1
 
-    def fold(self, store: PartitionStore, admitted: Admitted) -> set[UserId]:
-        """Fold every user's events into the window and take the next revision.
+    def fold(self, store: PartitionStore, admitted: Admitted, release: Release | None) -> set[UserId]:
+        """Fold every user's events into the window and take the next revision, for `release` to score.
 
         Every touched user is written, also when nothing changed: after a crash the store may hold this chunk already
         while the changelog does not. Returns the users whose past was repaired: the window changed, and only behind
@@ -216,7 +239,12 @@ class Pipeline:
             self._metrics.late += state.window.count_late(additions)
             if before.window.is_repaired_by(additions) and state.window != before.window:
                 repaired.add(user_id)
-            store.put_user(user_id, state)
+            if release is None:
+                store.put_user(user_id, state)
+            else:  # what is written is not written again once it is scored, and has to say by which release it was
+                expected = state.publication.expecting(release.number)
+                store.put_user(user_id, UserState(state.window, expected))
+                store.remember(user_id, state)
         self._metrics.repaired += len(repaired)
         return repaired
 
@@ -262,7 +290,7 @@ class Pipeline:
             store.put_text(text_hash, entry)
 
     async def _profiles(
-        self, store: PartitionStore, states: States, repaired: Collection[UserId], release: Release | None
+        self, store: PartitionStore, states: States, causes: Causes, release: Release | None
     ) -> list[Profile]:
         """Return the profiles of touched users: scored, or degraded while scoring is not to be had."""
         if release is None:
@@ -275,8 +303,8 @@ class Pipeline:
             scores = await self._scores(store, states, release)
         except (TritonUnavailable, InvalidScores) as error:
             log.debug("%d profiles are degraded: %s", len(states), error)
-            return self._degraded(store, states, repaired, release)
-        return self._scored(store, states, scores, repaired, release)
+            return self._degraded(store, states, causes, release)
+        return self._scored(store, states, scores, causes, release)
 
     async def _scores(self, store: PartitionStore, states: States, release: Release) -> list[list[float]]:
         """Return one list of label scores a user, in order. Raises `TritonUnavailable`, `InvalidScores`."""
@@ -296,7 +324,7 @@ class Pipeline:
         store: PartitionStore,
         states: States,
         scores: list[list[float]],
-        repaired: Collection[UserId],
+        causes: Causes,
         release: Release,
     ) -> list[Profile]:
         """Return profiles with these scores, and keep the scores for the next comparison."""
@@ -313,20 +341,15 @@ class Pipeline:
                     model=release.ref,
                     known=self._vectors.known,
                     max_interests=self._settings.model.max_interests,
-                    cause="late" if user_id in repaired else "behavior",
+                    cause=causes.get(user_id, "behavior"),
                     silent=silent,
                 )
             )
             published = UserState(state.window, state.publication.published(release.number, user_scores))
-            if state.pending:
-                store.put_user(user_id, published)
-            else:
-                store.remember(user_id, published)
+            store.remember(user_id, published)
         return profiles
 
-    def _degraded(
-        self, store: PartitionStore, states: States, repaired: Collection[UserId], release: Release
-    ) -> list[Profile]:
+    def _degraded(self, store: PartitionStore, states: States, causes: Causes, release: Release) -> list[Profile]:
         """Return profiles with the last good scores, and note that these users are still to be scored."""
         silent = self._silence.silent()
         quoted = {one for state in states.values() for one in state.window.text_hashes()}
@@ -343,12 +366,11 @@ class Pipeline:
                     model=release.ref if publication.release == release.number else ModelRef(publication.release),
                     known=self._vectors.known,
                     max_interests=self._settings.model.max_interests,
-                    cause="late" if user_id in repaired else "behavior",
+                    cause=causes.get(user_id, "behavior"),
                     silent=silent,
                 )
             )
-            if not state.pending:
-                store.put_user(user_id, UserState(state.window, publication._replace(pending=True)))
+            store.put_user(user_id, _pending(state))
         self._metrics.degraded += len(profiles)
         return profiles
 
@@ -367,6 +389,10 @@ class Pipeline:
 
 def _next_revision(state: UserState) -> UserState:
     return UserState(state.window, state.publication._replace(revision=state.publication.revision + 1))
+
+
+def _pending(state: UserState) -> UserState:
+    return UserState(state.window, state.publication._replace(pending=True))
 
 
 def _first_read(record: ConsumerRecord) -> tuple[str, int]:

@@ -26,10 +26,12 @@ from xplat_stream.state import (
     BARRIER_KEY,
     TEXT_PREFIX,
     USER_PREFIX,
+    Glance,
     Publication,
     TextEntry,
     UserState,
     check_record,
+    glance,
     is_pending,
     text_key,
     user_key,
@@ -169,6 +171,17 @@ class PartitionStore:
             found.append(UserId(key[1:].decode()))
         if not found and after is None:
             self.has_pending = False
+        return found
+
+    def glances(self, *, limit: int, after: UserId | None = None) -> list[tuple[UserId, Glance]]:
+        """Return a glance at every user, by id, beginning behind `after`; at most `limit`."""
+        found: list[tuple[UserId, Glance]] = []
+        for key, value in self._iterate(user_key(after) + b"\0" if after else USER_PREFIX):
+            if len(found) == limit or not key.startswith(USER_PREFIX):
+                break
+            user_id = UserId(key[1:].decode())
+            held = self._users.get(user_id)
+            found.append((user_id, self._glanced(value) if held is None else held.glance()))
         return found
 
     def remember(self, user_id: UserId, state: UserState) -> None:
@@ -352,6 +365,12 @@ class PartitionStore:
     def _held_user(self, packed: bytes) -> UserState:
         try:
             return UserState.unpack(self.spec, packed)
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
+
+    def _glanced(self, packed: bytes) -> Glance:
+        try:
+            return glance(packed)
         except ValueError as error:
             raise self._damaged(str(error)) from error
 

@@ -3,7 +3,7 @@
 The announcement names a release that Triton has loaded beside the one in use. Its files are checked, the texts in use
 are encoded with its encoder, and only then does the pipeline change over, between two chunks. Every request names its
 versions, so chunks under way finish with the release they began with. A release that cannot be used is logged and the
-one in use stays.
+one in use stays. The announcement also says which release is compared with the active one (`streams.shadow`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from streams.pipeline import Pipeline
+    from streams.shadow import Shadow
     from streams.store import PartitionStore
     from xplat_stream.kafka.codec import Announcement
     from xplat_stream.metrics import Metrics
@@ -54,6 +56,7 @@ class ReleaseSwitch:
         breaker: CircuitBreaker,
         vectors: TextVectors,
         pipeline: Pipeline,
+        shadow: Shadow,
         stores: Callable[[], Sequence[PartitionStore]],
         metrics: Metrics,
     ) -> None:
@@ -63,6 +66,7 @@ class ReleaseSwitch:
         self._breaker = breaker
         self._vectors = vectors
         self._pipeline = pipeline
+        self._shadow = shadow
         self._stores = stores
         self._metrics = metrics
 
@@ -100,12 +104,18 @@ class ReleaseSwitch:
             await consumer.start()
             # From the start of the log: what was announced since `start` looked must not be missed.
             await consumer.seek_to_beginning(partition)
-            async for record in consumer:
-                if record.key == ACTIVE_KEY and record.value is not None:
-                    while (await consumer.end_offsets([partition]))[partition] == record.offset + 1:  # only the newest
-                        if await self._follow_one(record.value):
-                            break
-                        await asyncio.sleep(_RETRY_S)
+            newest: bytes | None = None
+            while True:
+                records = await consumer.getmany(partition, timeout_ms=int(_RETRY_S * 1000))
+                for record in records.get(partition, ()):
+                    if record.key == ACTIVE_KEY and record.value is not None:
+                        newest = record.value
+                if newest is None:
+                    continue
+                # Only the newest counts: read on to the end, past older ones and past what workers report here.
+                end = (await consumer.end_offsets([partition]))[partition]
+                if await consumer.position(partition) >= end and await self._follow_one(newest):
+                    newest = None
         finally:
             await consumer.stop()
 
@@ -118,6 +128,7 @@ class ReleaseSwitch:
             name = f"release {announcement.release}"
             if announcement.release != held:
                 await self._take_up(announcement)
+            await self._accompany(announcement)
         except TritonUnavailable as error:
             log.warning("%s is not taken up yet, %d stays for now: %s", name, held, error)
             return False
@@ -143,6 +154,22 @@ class ReleaseSwitch:
         if before is not None:
             self._vectors.forget_encoders({before.encoder, release.encoder})
         log.info("scoring with release %d after %.1f s", release.number, time.monotonic() - started)
+
+    async def _accompany(self, announcement: Announcement) -> None:
+        """Let the release that is to be compared with the active one score a sample. Whatever is wrong with it."""
+        active = self._pipeline.release
+        if active is None or active.number != announcement.release:
+            return
+        number, until = announcement.beside(timedelta(minutes=self._settings.release.watch_minutes))
+        if number in (0, active.number) or (until is not None and datetime.now(UTC) >= until):
+            self._shadow.use(active, None)
+            return
+        try:
+            other = await asyncio.to_thread(self._load, number)
+            self._shadow.use(active, other, since=announcement.announced_at, until=until)
+        except Exception as error:  # noqa: BLE001 - its files may hold anything, and a shadow must not stop the worker
+            log.warning("release %d is not compared with %d: %s", number, active.number, error)
+            self._shadow.use(active, None)
 
     def _load(self, number: int) -> Release:
         """Return a release whose scores this worker can name. Raises `ReleaseError`."""

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,8 @@ from streams.lanes import Lanes
 from streams.outbox import Outbox
 from streams.pipeline import Pipeline
 from streams.recovery import Recovery
+from streams.reports import Reports
+from streams.shadow import Shadow
 from streams.silence import Silence
 from streams.store import claim
 from streams.supervisor import RESTARTS
@@ -22,6 +25,7 @@ from streams.suspects import forget_in_hand
 from streams.switch import ReleaseSwitch
 from streams.watchdog import Watchdog, boot_time
 from xplat_stream.errors import EXIT_SOFTWARE, DamagedState, XplatError
+from xplat_stream.kafka.reports import read_reports, write_reports
 from xplat_stream.kafka.topics import check_topics
 from xplat_stream.metrics import Metrics
 from xplat_stream.serving import CircuitBreaker, ModelRepository, TritonScorer
@@ -72,6 +76,7 @@ class Worker:
         self._claim: int | None = None
         self._outbox: Outbox | None = None
         self._lanes: Lanes | None = None
+        self._shadow: Shadow | None = None
         self._watchdog: Watchdog | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -88,6 +93,8 @@ class Worker:
         """Bring the state of these partitions up to date and start their lanes, or stop."""
         try:
             lanes = self._lanes or await self._open()
+            if self._shadow is not None:
+                self._shadow.begin()
             await lanes.take_over(partitions)
             self.behind = False
         except Exception as error:  # noqa: BLE001 - whatever it is, this worker has no state to work on
@@ -134,13 +141,18 @@ class Worker:
         scorer = TritonScorer(settings.triton)
         breaker = CircuitBreaker(scorer)
         vectors = TextVectors(breaker)
+        taxonomy = load_taxonomy(settings.model.taxonomy).for_purpose(settings.model.sensitive_purpose)
+        shadow = self._shadow = Shadow(
+            settings.release.shadow_share, scorer=scorer, vectors=vectors, taxonomy=taxonomy, metrics=metrics
+        )
         pipeline = Pipeline(
             settings,
-            taxonomy=load_taxonomy(settings.model.taxonomy).for_purpose(settings.model.sensitive_purpose),
+            taxonomy=taxonomy,
             partitions=partitions,
             outbox=self._outbox,
             scorer=breaker,
             vectors=vectors,
+            shadow=shadow,
             silence=self._silence,
             metrics=metrics,
         )
@@ -153,6 +165,7 @@ class Worker:
             breaker=breaker,
             vectors=vectors,
             pipeline=pipeline,
+            shadow=shadow,
             stores=lambda: lanes.stores,
             metrics=metrics,
         )
@@ -162,6 +175,14 @@ class Worker:
         gc.set_threshold(100_000, 20, 100)
         self.run(switch.follow(), "switch")
         self.run(breaker.watch(), "breaker")
+        self.run(shadow.run(), "shadow")
+        reports = Reports(
+            shadow,
+            lambda: lanes.progress,
+            read=partial(read_reports, settings),
+            write=partial(write_reports, settings),
+        )
+        self.run(reports.run(settings.release.report_interval_s), "reports")
         self.run(self._write_metrics(), "metrics")
         self._lanes = lanes
         self._loop_ran_at = boot_time()
@@ -177,6 +198,9 @@ class Worker:
         while True:
             self._loop_ran_at = boot_time()
             self._metrics.silent = sorted(self._silence.silent())
+            progress = list(self._lanes.progress.values()) if self._lanes else []
+            self._metrics.active_users = sum(one.active for one in progress)
+            self._metrics.active_scored = sum(one.scored for one in progress)
             self._metrics.write(self._folder)
             await asyncio.sleep(_METRICS_INTERVAL_S)
 

@@ -15,6 +15,7 @@ from types import SimpleNamespace, coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.pipeline import Pipeline
+from streams.shadow import Shadow
 from streams.silence import Silence
 from streams.store import PartitionStore
 from xplat_stream.adapters import admit, encode_event
@@ -340,12 +341,14 @@ class Worker:
         self.scorer = SteppedScorer(self.steps)
         self.outbox = self.outbox_type(self)
         self.store = self.store_type(disk, self.steps)
+        vectors, metrics = InlineVectors(self.scorer), Metrics()
         self.pipeline = self.pipeline_type(
             self.steps,
             outbox=self.outbox,
             scorer=self.scorer,
-            vectors=InlineVectors(self.scorer),
-            metrics=Metrics(),
+            vectors=vectors,
+            shadow=Shadow(0.0, scorer=self.scorer, vectors=vectors, taxonomy=TAXONOMY, metrics=metrics),
+            metrics=metrics,
         )
         self.pipeline.release = RELEASE if scored else None
         self._position = self._first_position()

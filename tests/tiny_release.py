@@ -109,11 +109,14 @@ async def _loaded(settings: Settings, number: int, encoder: int, *, load: bool, 
             await scorer.check_golden(ModelRepository(settings.model.repository).load(number))
 
 
-def announce_release(settings: Settings, number: int, encoder: int) -> None:
-    """Say on the models topic that a release is active."""
+def announce_release(
+    settings: Settings, number: int, encoder: int, *, previous: int = 0, shadow: int = 0
+) -> Announcement:
+    """Say on the models topic that a release is active, and which one is compared with it. Returns what was said."""
     with EventProducer(settings) as producer:
-        said = Announcement(release=number, previous=0, encoder=encoder, announced_at=datetime.now(UTC))
+        said = Announcement(number, previous, encoder, datetime.now(UTC), shadow)
         producer.send_raw(MODELS, ACTIVE_KEY, encode_announcement(said))
+    return said
 
 
 def _first_with(repository: ModelRepository, encoder: int) -> int:

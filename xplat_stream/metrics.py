@@ -35,10 +35,20 @@ class Metrics(msgspec.Struct):
     """Profiles published with their last good scores, because scoring was not to be had."""
     rescored: int = 0
     """Profiles scored later, when it was."""
+    migrated: int = 0
+    """Profiles scored again because another release took over."""
+    active_users: int = 0
+    """Active users of the partitions owned now, as counted when that release took over."""
+    active_scored: int = 0
+    """Of those, users whose last profile is of the release in use."""
     silent: list[str] = msgspec.field(default_factory=list)
     """Platforms from which nothing comes at present."""
     restarts: int = 0
     """How often the supervisor has started this worker again."""
+    shadow: int = 0
+    """The release compared with the active one at present, 0 for none."""
+    shadowed: int = 0
+    """Windows that both have scored."""
     texts_seen: int = 0
     """Texts that scoring needed, window by window."""
     texts_encoded: int = 0

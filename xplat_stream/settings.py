@@ -30,6 +30,7 @@ _Keys = Annotated[str, Meta(pattern=r"^([A-Za-z0-9+/]{43}=(,[A-Za-z0-9+/]{43}=)*
 _Count = Annotated[int, Meta(ge=1)]
 _Margin = Annotated[float, Meta(ge=0, le=1)]
 _Seconds = Annotated[float, Meta(gt=0)]
+_Days = Annotated[float, Meta(gt=0)]
 
 
 class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,7 +133,7 @@ class TrainerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ReleaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a release has to be before it may become the active one, and who says so."""
+    """The life of a release: what the gate asks for, who promotes, who is scored again, and what rolls it back."""
 
     approval: Literal["auto", "manual"] = "auto"
     """`auto`: what passes the gate is promoted; `manual`: it stays a candidate until `xplat model promote`, as one does
@@ -153,6 +154,26 @@ class ReleaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slow as the active release too."""
     max_memory_mb: _Count = 1024
     """Memory the model server may take for one more release, where it can be measured: on the local stack."""
+    active_days: _Days = 7.0
+    """Users whose newest event is at most this much older than their partition's newest are active."""
+    rescore_per_s: Annotated[float, Meta(gt=0)] = 200.0
+    """Active users a worker scores again each second after another release took over."""
+    shadow_share: Annotated[float, Meta(ge=0, le=1)] = 0.05
+    """Share of the users, chosen by their ids, whom the shadow release scores too."""
+    watch_minutes: Annotated[float, Meta(ge=0)] = 60.0
+    """How long a promoted release is watched; meanwhile the one before it is its shadow. 0 watches none."""
+    report_interval_s: _Seconds = 10.0
+    """How often a worker says how far re-scoring and comparison are."""
+    min_compared: _Count = 200
+    """Users compared before any limit below is applied: fewer say nothing."""
+    max_error_rate: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    """Largest share of failed scorings, beyond the share that fails under the other release at the same time."""
+    max_latency_ratio: Annotated[float, Meta(gt=0)] = 1.5
+    """Largest p99 of a head call, as a multiple of the other release's for the same windows."""
+    max_score_drift: Annotated[float, Meta(gt=0)] = 0.1
+    """Largest difference of the two mean scores of any label."""
+    max_ndcg_loss: Annotated[float, Meta(ge=0)] = 0.02
+    """Largest loss of online NDCG that may be certain, at 99 % confidence, against the other release."""
 
     @property
     def trusted(self) -> tuple[str, ...]:

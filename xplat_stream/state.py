@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 import msgspec
 
 from xplat_stream.window import FORMAT as WINDOW_FORMAT
-from xplat_stream.window import BehaviorWindow, WindowSpec
+from xplat_stream.window import BehaviorWindow, WindowSpec, packed_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xplat_stream.event import TextHash, UserId
+    from xplat_stream.event import Millis, TextHash, UserId
 
 USER_PREFIX: Final = b"w"
 TEXT_PREFIX: Final = b"t"
@@ -45,6 +45,20 @@ def text_key(text_hash: TextHash) -> bytes:
 def is_pending(packed: bytes) -> bool:
     """Tell from a packed user state, without unpacking it, whether the profile still has to be scored."""
     return bool(packed[1] & _PENDING)
+
+
+class Glance(NamedTuple):
+    """What re-scoring asks of a user: which release scored the last profile, and when the newest event was."""
+
+    release: int
+    pending: bool
+    end: Millis
+
+
+def glance(packed: bytes) -> Glance:
+    """Return it from a packed state without unpacking it. Raises `ValueError` where the formats are others."""
+    _, flags, _, release, _ = _HEAD.unpack_from(packed) if len(packed) >= _HEAD.size else (0,) * 5
+    return Glance(release, bool(flags & _PENDING), packed_end(packed, _scores_end(packed)))
 
 
 def check_record(key: bytes, value: bytes) -> None:
@@ -89,6 +103,13 @@ class Publication(NamedTuple):
         """Return the next publication state after `scores` of `release` went out under this revision."""
         return type(self)(self.revision, release, tuple(round(score * _SCORE_STEPS) for score in scores))
 
+    def expecting(self, release: int) -> Self:
+        """Return what to write before the profile that `release` is about to score goes out.
+
+        The record then never names a release that did not score the last profile; scores of another one do not count.
+        """
+        return type(self)(self.revision, release, self.scores if release == self.release else ())
+
     def last_scores(self) -> list[float]:
         """Return the scores last published, to 1/65535, in label order; empty before the first scoring."""
         return [score / _SCORE_STEPS for score in self.scores]
@@ -109,12 +130,17 @@ class UserState(NamedTuple):
         """Whether the profile still has to be scored."""
         return self.publication.pending
 
-    def merge(self, other: Self) -> Self:
-        """Union the windows; keep the publication of the highest revision, of equal ones the greater tuple.
+    def glance(self) -> Glance:
+        """Return what `glance` says of the packed state."""
+        return Glance(self.publication.release, self.pending, self.window.end)
 
-        Two copies can carry one revision (a paused worker and its successor both published): any fixed order will do.
+    def merge(self, other: Self) -> Self:
+        """Union the windows; keep the publication of the highest revision, of equal ones one that is pending.
+
+        A worker writes a revision before it is scored, and as pending if that fails. A paused worker and its successor
+        can publish one revision too: any fixed order will do.
         """
-        newest = max(self.publication, other.publication)
+        newest = max(self.publication, other.publication, key=lambda one: (one.revision, one.pending, one))
         return type(self)(self.window.merge(other.window), newest)
 
     def pack(self) -> bytes:

@@ -14,6 +14,7 @@ from faust.types import TP
 from streams import recovery as recovery_module
 from streams.consumer import Chunk, ChunkConsumer, transport_for
 from streams.pipeline import Pipeline
+from streams.shadow import Shadow
 from streams.silence import Silence
 from streams.store import PartitionStore
 from xplat_stream.adapters import encode_event
@@ -27,7 +28,7 @@ from xplat_stream.serving.texts import TextVectors
 from xplat_stream.settings import Settings
 from xplat_stream.state import USER_PREFIX
 from xplat_stream.taxonomy import load_taxonomy
-from xplat_stream.testing import FakeScorer
+from xplat_stream.testing import START, FakeScorer
 from xplat_stream.window import WindowSpec
 
 if TYPE_CHECKING:
@@ -146,6 +147,15 @@ class Bench:
         self.away: list[bool] = []
         self.breaker = CircuitBreaker(self.scorer)
         self.vectors = TextVectors(self.scorer)
+        self.now = START
+        self.shadow = Shadow(
+            1.0,
+            scorer=self.scorer,
+            vectors=self.vectors,
+            taxonomy=load_taxonomy(),
+            metrics=self.metrics,
+            now=lambda: self.now,
+        )
         self.pipeline = Pipeline(
             self.settings,
             taxonomy=load_taxonomy(),
@@ -153,6 +163,7 @@ class Bench:
             outbox=self.outbox,
             scorer=self.scorer,
             vectors=self.vectors,
+            shadow=self.shadow,
             silence=Silence(self.settings.platforms, after_s=60, clock=lambda: self.now_s),
             metrics=self.metrics,
         )

@@ -58,6 +58,7 @@ class FakePipeline:
         self.may_go_on.set()
         self.fault: Exception | None = None
         self.poison: int | None = None
+        self.release: SimpleNamespace | None = None
 
     async def handle(
         self, _store: PartitionStore, _partition: int, records: list[Any], *, condemned: bool = False
@@ -84,7 +85,8 @@ class FakePipeline:
         if self.fault:
             return 0
         for user in users:
-            store.put_user(user, UserState(BehaviorWindow(store.spec), Publication(revision=2)))
+            release = self.release.number if self.release else 0
+            store.put_user(user, UserState(BehaviorWindow(store.spec), Publication(revision=2, release=release)))
         store.write()
         return len(users)
 
@@ -280,6 +282,33 @@ async def test_what_is_degraded_is_scored_again(owned: Callable[..., Lanes]) -> 
     assert event.acked
     assert [user for batch in pipeline.rescored for user in batch] == users
     assert max(map(len, pipeline.rescored)) <= 256
+    await lanes.let_go()
+
+
+async def test_active_users_are_moved_to_another_release_behind_what_waits(owned: Callable[..., Lanes]) -> None:
+    """A chunk that waits goes first; with nothing waiting everyone is scored again, and progress says so."""
+    pipeline = FakePipeline()
+    lanes = owned(pipeline)
+    await lanes.take_over([0])
+    (store,) = lanes.stores
+    users = [UserId(f"user-{number:03}") for number in range(70)]
+    for user in users:
+        store.put_user(user, UserState(BehaviorWindow(store.spec), Publication(1, 1, (7,))))
+    store.write()
+    pipeline.may_go_on.clear()
+    events = [FakeEvent(number, number) for number in range(5)]
+    await lanes.put(events[0])
+    await pipeline.entered.wait()
+    for event in events[1:]:
+        await lanes.put(event)
+    pipeline.release = SimpleNamespace(number=2)
+    pipeline.may_go_on.set()
+    await until(lambda: bool(pipeline.rescored))
+    assert [event.acked for event in events] == [True] * 5
+    await until(lambda: lanes.progress[0].settled)
+    assert sorted(user for batch in pipeline.rescored for user in batch) == users
+    assert max(map(len, pipeline.rescored)) <= 64
+    assert lanes.progress[0] == (2, 70, 70, True)
     await lanes.let_go()
 
 

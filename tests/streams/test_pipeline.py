@@ -308,6 +308,82 @@ async def test_one_window_the_model_cannot_score_leaves_the_others_fresh(
     assert last == {user: "degraded" if user == users[4] else "fresh" for user in users}
 
 
+async def test_users_of_another_release_are_scored_again_with_their_cause(bench: Bench) -> None:
+    """The window stays, the revision grows, the changelog goes first, and the release is in the record."""
+    users = [user_on(bench.partition, number) for number in range(3)]
+    bench.pipeline.release = make_release(1)
+    await bench.handle(*(bench.record(make_event(user_id=user)) for user in users))
+    bench.pipeline.release = make_release(2)
+    await bench.handle(bench.record(make_event(user_id=users[0])))
+    bench.outbox.steps.clear()
+    assert await bench.pipeline.rescore(bench.store, bench.partition, users) == 2
+    assert bench.outbox.steps == [f"send {CHANGELOG}", "confirm", f"send {PROFILES}", "confirm"]
+    again = [one.data for one in bench.profiles()[-2:]]
+    assert [(one.user_id, one.cause, one.revision, one.model.release) for one in again] == [
+        (user, "model", 2, 2) for user in users[1:]
+    ]
+    assert {one.status for one in again} == {"fresh"}
+    assert {one.trend for one in again[0].interests} != {"new"}
+    written = [UserState.unpack(bench.spec, value) for _, value in bench.states()[-2:]]
+    assert [(one.publication.release, one.publication.revision) for one in written] == [(2, 2), (2, 2)]
+    assert (bench.metrics.migrated, bench.metrics.rescored) == (2, 0)
+    assert await bench.pipeline.rescore(bench.store, bench.partition, users) == 0
+
+
+async def test_a_record_never_names_a_release_that_did_not_score_the_last_profile(bench: Bench) -> None:
+    """A worker that is lost after a roll-back still finds everyone whom the bad release scored."""
+    bench.pipeline.release = make_release(1)
+    await bench.handle(bench.record(make_event(user_id=USER)))
+    bench.pipeline.release = make_release(2)
+    await bench.handle(bench.record(make_event(user_id=USER)))
+    for value in [value for _, value in bench.states()]:
+        publication = UserState.unpack(bench.spec, value).publication
+        assert publication.release == publication.revision
+    assert "new" not in {one.trend for one in bench.profiles()[-1].data.interests}
+    bench.store.close()
+    bench.store = type(bench.store)(bench.store.path, bench.spec, cached_users=10)
+    bench.pipeline.release = make_release(1)
+    assert await bench.pipeline.rescore(bench.store, bench.partition, [USER]) == 1
+    assert (bench.profiles()[-1].data.model.release, bench.profiles()[-1].data.cause) == (1, "model")
+
+
+async def test_degraded_under_another_release_keeps_the_scores_it_has(bench: Bench) -> None:
+    """They are quoted under the release that made them, also when the model server fails at the first touch."""
+    bench.pipeline.release = make_release(1)
+    await bench.handle(bench.record(make_event(user_id=USER, object_title="film")))
+    bench.pipeline.release = make_release(2)
+    bench.scorer.fail_next(2)
+    await bench.handle(bench.record(make_event(user_id=USER, object_title="film")))
+    degraded = bench.profiles()[-1].data
+    assert (degraded.status, degraded.model.release, len(degraded.interests)) == ("degraded", 1, 10)
+    written = UserState.unpack(bench.spec, bench.states()[-1][1])
+    assert (written.pending, written.publication.release) == (True, 1)
+    assert written.publication.scores
+
+
+async def test_a_model_server_that_is_away_moves_nobody(bench: Bench) -> None:
+    """They stay on the release they have and are no degraded users."""
+    bench.pipeline.release = make_release(1)
+    await bench.handle(bench.record(make_event(user_id=USER)))
+    bench.pipeline.release = make_release(2)
+    bench.scorer.fail_next()
+    assert await bench.pipeline.rescore(bench.store, bench.partition, [USER]) == 0
+    assert len(bench.profiles()) == 1
+    assert not bench.store.pending(limit=9)
+
+
+async def test_who_cannot_be_scored_by_another_release_is_pending(bench: Bench) -> None:
+    """The release they have stays published, the state says that scoring is owed, and the others move."""
+    users = [user_on(bench.partition, number) for number in range(3)]
+    bench.pipeline.release = make_release(1)
+    await bench.handle(*(bench.record(make_event(user_id=user)) for user in users))
+    bench.pipeline.release = make_release(2)
+    bench.scorer.reject_next(2)
+    assert await bench.pipeline.rescore(bench.store, bench.partition, users) == 2
+    assert bench.store.pending(limit=9) == [users[0]]
+    assert len(bench.profiles()) == 5
+
+
 async def test_an_event_out_of_order_repairs_with_its_cause(bench: Bench) -> None:
     """Inside the horizon and behind the newest: the profile says `late`; a duplicate of it repairs nothing more."""
     bench.pipeline.release = make_release()

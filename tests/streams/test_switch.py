@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from streams import switch as switch_module
 from streams.switch import ReleaseSwitch
 from xplat_stream.errors import ReleaseError, TritonUnavailable
-from xplat_stream.kafka.codec import Announcement, encode_announcement
+from xplat_stream.kafka.codec import Announcement, decode_announcement, encode_announcement
 from xplat_stream.serving import CircuitBreaker
 from xplat_stream.testing import make_event, make_release
 
@@ -38,6 +39,11 @@ class FakeRepository:
 def announced(release: int, encoder: int = 1) -> Announcement:
     """Return the announcement of a release."""
     return Announcement(release=release, previous=0, encoder=encoder, announced_at=datetime.now(UTC))
+
+
+def beside(bench: Bench) -> int:
+    """Return which release is compared with the active one."""
+    return bench.shadow.pair.other.number if bench.shadow.pair else 0
 
 
 @pytest.fixture
@@ -70,6 +76,7 @@ def make_switch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
             breaker=breaker,
             vectors=bench.vectors,
             pipeline=bench.pipeline,
+            shadow=bench.shadow,
             stores=lambda: [bench.store],
             metrics=bench.metrics,
         )
@@ -198,3 +205,62 @@ async def test_another_head_on_the_same_encoder_encodes_nothing(
     await bench.handle(bench.record(make_event(object_title="coffee")))
     assert [call for call in bench.scorer.calls if call.kind == "encode"] == before
     assert [one.data.model.release for one in bench.profiles()] == [1, 2]
+
+
+async def test_a_candidate_is_compared_as_long_as_it_is_announced(
+    bench: Bench, make_switch: Callable[..., ReleaseSwitch]
+) -> None:
+    """The active release stays in use, and no clock ends the comparison."""
+    switch = make_switch(make_release(1), make_release(2), active=announced(1))
+    await switch.start()
+    said = msgspec.structs.replace(announced(1), shadow=2, announced_at=bench.now - timedelta(days=9))
+    await switch._follow_one(encode_announcement(said))
+    assert (bench.metrics.release, beside(bench)) == (1, 2)
+    await switch._follow_one(encode_announcement(announced(1)))
+    assert beside(bench) == 0
+
+
+async def test_a_release_just_promoted_is_compared_with_the_one_before(
+    bench: Bench, make_switch: Callable[..., ReleaseSwitch]
+) -> None:
+    """For as long as it is watched, counted from its announcement, on workers that start later too."""
+    switch = make_switch(make_release(1), make_release(2), active=announced(1))
+    await switch.start()
+    said = msgspec.structs.replace(announced(2), previous=1)
+    await switch._follow_one(encode_announcement(said))
+    assert bench.shadow.pair is not None
+    assert (bench.metrics.release, beside(bench)) == (2, 1)
+    assert bench.shadow.pair.until == said.announced_at + timedelta(hours=1)
+    bench.now = said.announced_at + timedelta(hours=2)
+    assert beside(bench) == 0
+    old = msgspec.structs.replace(said, announced_at=said.announced_at - timedelta(hours=2))
+    await switch._follow_one(encode_announcement(old))
+    assert beside(bench) == 0
+
+
+async def test_a_shadow_that_cannot_be_loaded_harms_nothing(
+    bench: Bench, make_switch: Callable[..., ReleaseSwitch], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The release that was announced is taken up all the same."""
+    switch = make_switch(make_release(1), active=announced(1))
+    await switch.start()
+    assert await switch._follow_one(encode_announcement(msgspec.structs.replace(announced(1), shadow=7)))
+    assert (bench.metrics.release, beside(bench)) == (1, 0)
+    assert "release 7 is not compared with 1: altered" in caplog.text
+
+
+async def test_a_release_that_is_refused_has_no_shadow(bench: Bench, make_switch: Callable[..., ReleaseSwitch]) -> None:
+    """What is compared is compared with the release that scores."""
+    switch = make_switch(make_release(1), active=announced(1))
+    await switch.start()
+    await switch._follow_one(encode_announcement(msgspec.structs.replace(announced(2), previous=1)))
+    assert (bench.metrics.release, beside(bench)) == (1, 0)
+
+
+def test_announcements_of_before_are_read() -> None:
+    """One without a shadow says that there is none."""
+    old = b'{"release":2,"previous":1,"encoder":1,"announced_at":"2026-01-01T00:00:00Z"}'
+    said = decode_announcement(old)
+    assert (said.release, said.shadow) == (2, 0)
+    assert said.beside(timedelta(hours=1)) == (1, datetime(2026, 1, 1, 1, tzinfo=UTC))
+    assert said.beside(timedelta(0)) == (0, None)

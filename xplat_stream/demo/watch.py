@@ -62,7 +62,8 @@ class ProfileWatch(threading.Thread):
 
     def _take(self, user_id: UserId, profile: Profile, published_at: float, latency_ms: int) -> None:
         now = time.time()
-        self.latencies_ms.append((now - published_at) * 1000 + latency_ms)
+        if profile.cause != "model":  # scored again without anything new to be late with
+            self.latencies_ms.append((now - published_at) * 1000 + latency_ms)
         self._recent.append(now)
         self.last[user_id] = profile
         self.busiest[user_id] = self.busiest.get(user_id, 0) + 1

@@ -1,12 +1,13 @@
-"""What goes through Kafka besides events: profiles, dead letters, release announcements."""
+"""What goes through Kafka besides events: profiles, dead letters, release announcements and reports."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from xplat_stream.comparison import Comparison
 from xplat_stream.profile import Profile
 
 if TYPE_CHECKING:
@@ -60,7 +61,11 @@ def decode_profile(value: bytes) -> ProfileRecord:
 
 
 class Announcement(msgspec.Struct, frozen=True):
-    """Which release is active, as announced on `interest.models.v1` under the key ``active``."""
+    """Which release is active, as announced on `interest.models.v1` under the key ``active``.
+
+    `previous`: the one before it, 0 where there is none to compare with or go back to. `shadow`: the candidate that
+    scores a sample of users beside it, 0 for none.
+    """
 
     release: int
     previous: int
@@ -70,6 +75,15 @@ class Announcement(msgspec.Struct, frozen=True):
     """The release that scores a sample beside the active one; 0: none."""
     rolled_back: int = 0
     """The release that this announcement took back; 0: none."""
+
+    def beside(self, watched: timedelta) -> tuple[int, datetime | None]:
+        """Return which release is compared with the active one, 0 for none, and until when; None: until told.
+
+        The shadow where there is one; else the one before, for as long as the active release is watched.
+        """
+        if self.shadow:
+            return self.shadow, None
+        return (self.previous, self.announced_at + watched) if watched else (0, None)
 
 
 ACTIVE_KEY: Final = b"active"
@@ -84,6 +98,53 @@ def encode_announcement(announcement: Announcement) -> bytes:
 def decode_announcement(value: bytes) -> Announcement:
     """Read an announcement. Raises `ValueError`, which msgspec's errors are."""
     return _decode_announcement(value)
+
+
+class Report(msgspec.Struct, frozen=True):
+    """How far one partition is with the release in use, as its owner says on `interest.models.v1`."""
+
+    partition: int
+    at: datetime
+    release: int
+    """The release in use, 0 before any."""
+    active_users: int
+    scored_users: int
+    """Of those, users whose last profile is of this release."""
+    settled: bool
+    """Whether a look at every user found none left."""
+    compared: tuple[int, int]
+    """The active release and the one beside it that `comparison` is of; zeros for none."""
+    comparison: Comparison
+    since: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+    """When the pair was announced: a release that is promoted twice does not begin with what was counted before."""
+    version: int = 1
+
+
+class _Versioned(msgspec.Struct, frozen=True):
+    version: int
+
+
+REPORT_VERSION: Final = 1
+_decode_report = msgspec.json.Decoder(Report).decode
+_decode_version = msgspec.json.Decoder(_Versioned).decode
+
+
+def report_key(app: str, partition: int | None = None) -> bytes:
+    """Return the key of a partition's report, or what the keys of a group's reports begin with."""
+    return f"report/{app}/{'' if partition is None else partition}".encode()
+
+
+def encode_report(report: Report) -> bytes:
+    """Return a report as JSON."""
+    return _encode(report)
+
+
+def decode_report(value: bytes) -> Report | None:
+    """Read a report; None for one of another version, or not of a worker: nothing depends on a report being read."""
+    try:
+        return _decode_report(value) if _decode_version(value).version == REPORT_VERSION else None
+    except ValueError:  # msgspec's errors are
+        return None
 
 
 class Origin(NamedTuple):

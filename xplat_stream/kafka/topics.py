@@ -25,6 +25,8 @@ REKEYED: Final = "behavior.rekeyed.v1"
 _BEHAVIOR = re.compile(r"^behavior\.([a-z0-9][a-z0-9_-]{0,63})\.v1$")
 _NOT_PLATFORMS = frozenset({"rejected", "rekeyed"})
 _DAY_MS = 86_400_000
+_HOUR_MS = 3_600_000
+"""Kafka compacts closed segments only; the models topic is read from its start by everyone who begins."""
 CHANGELOG_DELETE_RETENTION_DAYS: Final = 7
 """How long the changelog keeps a tombstone that compaction could remove: a worker that was away for half of it starts
 from an empty store, because what was erased meanwhile could live on in its old one."""
@@ -85,7 +87,7 @@ def topic_specs(settings: Settings, platforms: Iterable[str] | None = None) -> l
         TopicSpec(REJECTED, keyed_by_user=False, config={**kept, "max.message.bytes": str(REJECTED_MAX_BYTES)}),
         TopicSpec(changelog_topic(settings.worker.app), keyed_by_user=True, config=changelog),
         TopicSpec(PROFILES, keyed_by_user=True, config=compacted),
-        TopicSpec(MODELS, keyed_by_user=False, config=compacted),
+        TopicSpec(MODELS, keyed_by_user=False, config={**compacted, "segment.ms": str(_HOUR_MS)}),
     ]
 
 
