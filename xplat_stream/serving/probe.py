@@ -106,6 +106,14 @@ async def texts_per_s(settings: Settings, graph: bytes | Path, features: TextFea
         return len(texts) / min(seconds[1:])
 
 
+def _write(folder: Path, graph: bytes | Path, config: str) -> None:
+    """Write a probe. Not `ModelRepository.place`: a probe takes no number."""
+    version = folder / str(_VERSION)
+    version.mkdir(parents=True)
+    (version / MODEL_FILE).write_bytes(graph if isinstance(graph, bytes) else graph.read_bytes())
+    (folder / CONFIG_FILE).write_text(config, encoding="utf-8")
+
+
 @asynccontextmanager
 async def _loaded(settings: Settings, model: str, graph: bytes | Path) -> AsyncIterator[None]:
     """Have a graph loaded inside the block as the probe of a model, configured as that is."""
@@ -116,8 +124,7 @@ async def _loaded(settings: Settings, model: str, graph: bytes | Path) -> AsyncI
     shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
     config = (repository.root / model / CONFIG_FILE).read_text(encoding="utf-8")
     try:
-        repository.place(probe, _VERSION, {MODEL_FILE: graph})
-        (folder / CONFIG_FILE).write_text(config.replace(f'"{model}"', f'"{probe}"'), encoding="utf-8")
+        _write(folder, graph, config.replace(f'"{model}"', f'"{probe}"'))
         async with TritonScorer(settings.triton) as scorer:
             await scorer.load(probe, _VERSION)
             try:
