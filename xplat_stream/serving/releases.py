@@ -274,7 +274,7 @@ class ModelRepository:
         """Raise `ReleaseError` unless somebody trusted signed the manifest; where nobody is, say so once."""
         if not self._trusted:
             if not self._warned:
-                log.warning("release %d is taken on trust: no release.trusted_keys are set", number)
+                log.info("release %d is taken on trust: no release.trusted_keys are set", number)
             self._warned = True
             return
         folder = self.folder(HEAD, number)
