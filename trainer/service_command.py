@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainer.options import USUAL_TEACHERS, TrainOptions
+from xplat_stream.errors import XplatError
 from xplat_stream.settings import load_settings
 
 if TYPE_CHECKING:
     from trainer.service import Plan
+    from xplat_stream.comparison import Breach
     from xplat_stream.settings import Settings
+
+log = logging.getLogger("xplat.trainer")
 
 
 def trainer(
@@ -29,7 +33,8 @@ def trainer(
 
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     settings = load_settings()
-    service = TrainerService(settings, _Training(settings, threads, teachers), partial(look, settings))
+    training = _Training(settings, threads, teachers)
+    service = TrainerService(settings, training, partial(look, settings))
     stop = threading.Event()
     if once:
         stop.set()
@@ -39,11 +44,13 @@ def trainer(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
+    if not once:
+        training.watch()  # what a service before this one promoted
     service.run(stop)
 
 
 class _Training:
-    """Trains on the log as `xplat train` does. A `trainer.service.Train`."""
+    """Trains on the log as `xplat train` does, and watches what is promoted. A `trainer.service.Train`."""
 
     def __init__(self, settings: Settings, threads: int, teachers: int) -> None:
         self._settings, self._threads, self._teachers = settings, threads, teachers
@@ -59,4 +66,30 @@ class _Training:
             checkpoint=str(Path(self._settings.local.home) / FOLDER / "training"),
             resume=resume,
         )
-        return train(self._settings, options).release
+        result = train(self._settings, options)
+        if result.promoted:
+            self.watch()
+        return result.release
+
+    def watch(self) -> None:
+        """Watch the active release from now on, beside whatever else is done."""
+        threading.Thread(target=_watch, args=(self._settings,), daemon=True).start()
+
+
+def _watch(settings: Settings) -> None:
+    """Roll the active release back where it breaks a limit before its time is over, or another one is promoted."""
+    from xplat_stream.kafka.consumer import active_announcement
+    from xplat_stream.serving.promote import rollback
+    from xplat_stream.watch import watch
+
+    def roll_back(release: int, found: tuple[Breach, ...]) -> None:
+        now = active_announcement(settings)
+        if now is not None and now.release == release:  # else another one took over meanwhile
+            rollback(settings, reason=f"it broke {'; '.join(map(str, found))}")
+
+    try:
+        announced = active_announcement(settings)
+        if announced is not None and announced.previous:
+            watch(settings, announced, roll_back=roll_back)
+    except XplatError as error:
+        log.warning("the active release is not watched any longer: %s", error)

@@ -14,13 +14,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from xplat_stream.errors import ReleaseError
+from xplat_stream.kafka.consumer import active_announcement
+from xplat_stream.kafka.reports import read_release_report
+from xplat_stream.kafka.topics import MODELS
 from xplat_stream.settings import load_settings
+from xplat_stream.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
+    from xplat_stream.comparison import Breach
+    from xplat_stream.kafka.codec import Announcement
     from xplat_stream.serving.promote import Promoted
+    from xplat_stream.settings import Settings
 
 model_app = typer.Typer(help="The model releases: candidate, gate, promotion, roll-back.", no_args_is_help=True)
 console = Console()
+
+_SHIFTS = 5
+"""Labels whose mean score has moved furthest, which `diff` names."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Number = Annotated[int, typer.Argument(min=1, help="Number of the release.")]
@@ -85,6 +96,78 @@ def model_rollback(json: Json = False) -> None:
     _say(rollback(load_settings()), json=json)
 
 
+@model_app.command("shadow")
+def model_shadow(
+    number: Annotated[int, typer.Argument(min=0, help="Number of the release; 0: none any longer.")], json: Json = False
+) -> None:
+    """Have a candidate score a sample of users beside the active release."""
+    from xplat_stream.serving.promote import accompany
+
+    accompany(load_settings(), number)
+    words = f"release {number} is the shadow: xplat model diff" if number else "no release is the shadow"
+    _done({"shadow": number}, words, json=json)
+
+
+@model_app.command("diff")
+def model_diff(json: Json = False) -> None:
+    """Set the active release beside its shadow, or the release before it, by what workers report of a sample."""
+    from xplat_stream.comparison import breaches
+
+    settings = load_settings()
+    announced = _announced(settings)
+    report = read_release_report(settings, announced.release, shadow=announced.shadow or announced.previous)
+    found = report.comparison
+    slugs = [label.slug for label in load_taxonomy(settings.model.taxonomy).labels]
+    judged = found.turned() if announced.shadow else found  # the newer of the two is the one that limits are for
+    broken = [str(breach) for breach in breaches(judged, settings.release, slugs)]
+    shift = sorted(zip(slugs, found.drift, strict=False), key=lambda pair: -abs(pair[1]))[:_SHIFTS]
+    figures = {
+        "active": report.release,
+        "beside": report.shadow,
+        "active_users": report.active_users,
+        "scored_users": report.scored_users,
+        "complete": report.complete,
+        "compared": found.compared,
+        "skipped": found.skipped,
+        "top5_agreement": round(found.agreement, 4),
+        "flips_a_user": round(found.flips_a_user, 4),
+        "mean_difference": round(found.mean_difference, 4),
+        "judged": found.judged,
+        "ndcg": [round(one, 4) for one in found.ndcg],
+        "error_rate": [round(side.error_rate, 4) for side in (found.active, found.other)],
+        "p99_ms": [round(side.latency_ms(0.99), 1) for side in (found.active, found.other)],
+        "drift": {slug: round(by, 4) for slug, by in shift},
+        "breaches": broken,
+    }
+    if json:
+        _print_json(figures)
+        return
+    table = Table("", f"release {report.release}, active", f"release {report.shadow or 'none'}, beside it")
+    for name, value in figures.items():
+        both = value if isinstance(value, list) and name != "breaches" else [value, ""]
+        table.add_row(name.replace("_", " "), *(_words(one) for one in both))
+    console.print(table)
+
+
+@model_app.command("watch")
+def model_watch(json: Json = False) -> None:
+    """Watch the active release until its time is over; what breaks a limit is rolled back (exit code 1)."""
+    from xplat_stream.serving.promote import rollback
+    from xplat_stream.watch import watch
+
+    settings = load_settings()
+
+    def roll_back(release: int, found: tuple[Breach, ...]) -> None:
+        rollback(settings, reason=f"release {release} broke {'; '.join(map(str, found))}")
+
+    ended = watch(settings, _announced(settings), roll_back=roll_back)
+    broken = [str(breach) for breach in ended.breaches]
+    words = f"rolled back: {'; '.join(broken)}" if broken else f"release {ended.report.release} stays"
+    _done({"release": ended.report.release, "kept": ended.kept, "breaches": broken}, words, json=json)
+    if broken:
+        raise typer.Exit(1)
+
+
 @model_app.command("retire")
 def model_retire(number: Number, json: Json = False) -> None:
     """Give up a release that is neither active nor previous: out of Triton's sight, its files for `gc`."""
@@ -128,6 +211,24 @@ def model_keygen(
     trusted = make_key(path)
     words = f"trainer:  XPLAT_RELEASE__SIGNING_KEY={path}\neveryone: XPLAT_RELEASE__TRUSTED_KEYS={trusted}"
     _done({"signing_key": str(path), "trusted_key": trusted}, words, json=json)
+
+
+def _announced(settings: Settings) -> Announcement:
+    found = active_announcement(settings)
+    if found is None:
+        raise ReleaseError(
+            "no release is active",
+            where=MODELS,
+            expected="a release that was promoted",
+            fix="Train one: `xplat train`.",
+        )
+    return found
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {by:+.3f}" for name, by in value.items()) or "none"
+    return "; ".join(value) or "none" if isinstance(value, list) else str(value)
 
 
 def _say(promoted: Promoted, *, json: bool) -> None:

@@ -227,6 +227,34 @@ def test_a_restart_of_triton_serves_the_active_release(home: Settings, first: Ma
     assert served(again) == [first.release]
 
 
+def test_a_shadow_serves_beside_the_active_release(home: Settings, first: Manifest) -> None:
+    """A candidate is loaded and announced as shadow, the active release stays; taken back, it is out of sight."""
+    number = place_candidate(home, successor(home, first, tilt=0.5)).release
+    seen = ModelRepository(home.model.repository).versions(HEAD)
+
+    done = xplat(home, "model", "shadow", str(number), "--json")
+    announced = active_announcement(home)
+    assert done.returncode == 0, done.stderr
+    assert announced is not None
+    assert (announced.release, announced.shadow) == (first.release, number)
+    assert states(home)[number] == "shadow"
+    assert {first.release, number} <= set(served(home))
+    beside = answer(xplat(home, "model", "diff", "--json"))
+    assert (beside["active"], beside["beside"], beside["compared"], beside["breaches"]) == (
+        first.release,
+        number,
+        0,
+        [],
+    )
+
+    back = xplat(home, "model", "shadow", "0", "--json")
+    assert back.returncode == 0, back.stderr
+    assert states(home)[number] == "candidate"
+    assert ModelRepository(home.model.repository).versions(HEAD) == seen
+    refused = xplat(home, "model", "shadow", str(first.release))
+    assert (refused.returncode, "that is it" in refused.stderr) == (2, True)
+
+
 def examples(home: Settings) -> Dataset:
     """Return the held-out people of the stack's log."""
     from xplat_stream.kafka.log import read_behavior

@@ -94,6 +94,30 @@ def rollback(settings: Settings, *, reason: str = "rolled back by hand") -> Prom
     return Promoted(release.number, active.release)
 
 
+def accompany(settings: Settings, number: int) -> None:
+    """Have a release score a sample of users beside the active one, as its shadow; 0: have none do so any longer.
+
+    Raises `ReleaseError` where no release is active or it is that one, else as `promote`.
+    """
+    store, active = known_store(settings)
+    if active is None or active.release == number:
+        raise ReleaseError(
+            f"release {number} cannot be the shadow of the active one: {'that is it' if active else 'there is none'}",
+            where=MODELS,
+            expected="a candidate beside an active release",
+            fix="`xplat model list` shows which there are.",
+        )
+    if number:
+        _serve(settings, store, store.repository.load(number), active)
+    again = Announcement(active.release, active.previous, active.encoder, datetime.now(UTC), shadow=number)
+    _announce(settings, again)
+    if number:
+        store.note(number, "shadow", f"beside release {active.release}")
+    if active.shadow not in {0, number, active.previous}:
+        store.note(active.shadow, "candidate", "no longer a shadow")
+        store.out_of_sight(active.shadow)
+
+
 def _require_passed(store: ReleaseStore, number: int) -> None:
     state, verdict = store.state(number), store.verdict(number)
     if state == "quarantined":
@@ -118,7 +142,7 @@ def _serve(settings: Settings, store: ReleaseStore, release: Release, active: An
     wanted = {ENCODER: release.encoder, HEAD: release.number}
     held = {HEAD: active.release, ENCODER: active.encoder} if active else {HEAD: 0, ENCODER: 0}
     shown = [(model, version) for model, version in wanted.items() if version not in repository.versions(model)]
-    # Triton loads the two highest versions it sees: what is above this one and not the active one would be in its way.
+    # Triton loads the highest versions it sees: what is above this one and not the active one would be in its way.
     above = [
         (model, version)
         for model, version in wanted.items()
