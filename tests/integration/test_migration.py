@@ -118,8 +118,12 @@ def test_a_candidate_is_compared_on_live_windows(
 
     worker.until(lambda: report()[0] >= 100, "compare them")
     worker.until(lambda: worker.metrics.shadowed >= 100, "say so in its metrics")
-    publish(group, labelled(100, name="410"))
-    worker.until(lambda: report()[1] >= 50, "judge both by what is done next")
+
+    def judged() -> bool:
+        publish(group, labelled(100, name="410"))
+        return report()[1] >= 50
+
+    worker.until(judged, "judge both by what is done next")
     worker.end(signal.SIGKILL)
     before = report()
     worker = start_worker(group).ready()

@@ -245,6 +245,7 @@ def test_what_nobody_trusted_signed_is_refused(
 
 def test_without_keys_the_trust_is_said_once(store: ReleaseStore, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody takes an unsigned release for a checked one."""
+    caplog.set_level("INFO", logger="xplat.release")
     put(store, 1)
     store.repository.load(1)
     store.repository.load(1)
