@@ -13,7 +13,7 @@ LABELS ?= categories:2-3
 RANK ?= food,kitchen
 REPORT ?= .xplat/evaluation
 # Most tests wait for servers, not for the processor: two at a time take half as long, each with its own servers.
-TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile
 CHAOS = $(BIN)/python -m tests.chaos $(1) $(if $(SEED),--seed $(SEED))
 
 .PHONY: help setup lint test chaos fresh-groups soak faults fuzz demo up down evaluate bench lock clean

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from xplat_stream.settings import Settings
 
 XPLAT = Path(sys.executable).with_name("xplat")
-READY_WITHIN_S = 40.0
+READY_WITHIN_S = 120.0
+"""Patience, not expectation: suites run side by side on few cores."""
+
 ALONE = (str(XPLAT), "worker", "--no-supervise")
 """A worker that is not started again: one that stops fails its test."""
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["ALONE", "READY_WITHIN_S", "SUPERVISED", "XPLAT", "Published", "Worker"]
 __all__ += ["announce_release", "environment", "make_published", "with_worker"]
 
-CAUGHT_UP_WITHIN_S = 60.0
+CAUGHT_UP_WITHIN_S = 120.0
 _serial = count(1)
 
 
