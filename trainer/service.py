@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from trainer.drift import Shares, drift, shares
 from xplat_stream.errors import DataError, DeliveryError, KafkaUnavailable, OperatorError, XplatError
 from xplat_stream.event import Event
 from xplat_stream.kafka.log import behavior_spans, read_behavior
+from xplat_stream.serving.releases import write_whole
 from xplat_stream.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
@@ -144,13 +144,10 @@ class TrainerService:
         """Train; a training that cannot go on from where it stood begins again. Tell whether a release came of it."""
         try:
             release = self._train(plan, resume=resume)
-        except DataError as error:
-            if resume:
+        except XplatError as error:
+            if resume and isinstance(error, DataError):
                 log.warning("the interrupted training cannot go on, it begins again: %s", error)
                 return self._tried(plan, resume=False)
-            log.warning("no release came of it: %s", error)
-            return False
-        except XplatError as error:
             log.warning("no release came of it: %s", error)
             return False
         log.info("release %d came of it", release)
@@ -171,12 +168,7 @@ class TrainerService:
             ) from error
 
     def _remember(self, history: History) -> None:
-        beside = self._folder / "history.json.writing"
-        with beside.open("wb") as written:
-            written.write(msgspec.json.encode(history))
-            written.flush()
-            os.fsync(written.fileno())
-        beside.replace(self._folder / "history.json")
+        write_whole(self._folder / "history.json", msgspec.json.encode(history))
 
 
 @contextmanager

@@ -189,7 +189,7 @@ class ModelRepository:
             _flush_folder(target.parent)
             _flush_folder(source.parent)
         except OSError as error:
-            raise _unwritable(str(target), error) from error
+            raise unwritable(str(target), error) from error
 
     def next_number(self) -> int:
         """Return a number above every version ever placed here, those taken away again included: numbers only grow."""
@@ -228,7 +228,7 @@ class ModelRepository:
             _flush_folder(target.parent)
         except OSError as error:
             shutil.rmtree(staged, ignore_errors=True)
-            raise _unwritable(f"version {version} of {model}", error, target) from error
+            raise unwritable(f"version {version} of {model}", error, target) from error
         return checksums
 
     def remove(self, model: str, version: int) -> None:
@@ -308,23 +308,21 @@ class ModelRepository:
 def write_whole(path: Path, content: bytes) -> None:
     """Replace a small file so that whoever reads it, even after a crash, finds the old content or the new one.
 
-    Raises `ReleaseError`.
+    Raises `OSError`.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_durably(partial, content)
-        partial.replace(path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        raise _unwritable(str(path), error) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_durably(partial, content)
+    partial.replace(path)
+    _flush_folder(path.parent)
 
 
 def _numbers(folder: Path) -> list[int]:
     return sorted(int(child.name) for child in folder.iterdir() if child.name.isdigit()) if folder.is_dir() else []
 
 
-def _unwritable(what: str, error: OSError, where: Path | None = None) -> ReleaseError:
+def unwritable(what: str, error: OSError, where: Path | None = None) -> ReleaseError:
+    """Return what to say where a repository's file cannot be written."""
     return ReleaseError(
         f"{what} cannot be written: {error.strerror}",
         where=str(error.filename or where or what),

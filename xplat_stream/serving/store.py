@@ -27,6 +27,7 @@ from xplat_stream.serving.releases import (
     DataSpan,
     Manifest,
     ModelRepository,
+    unwritable,
     write_whole,
 )
 
@@ -343,7 +344,11 @@ class ReleaseStore:
 
     def _write(self, number: int, name: str, value: msgspec.Struct) -> None:
         content = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
-        write_whole(self.repository.hidden / str(number) / name, content)
+        path = self.repository.hidden / str(number) / name
+        try:
+            write_whole(path, content)
+        except OSError as error:
+            raise unwritable(str(path), error) from error
 
 
 def _since(changes: tuple[Change, ...]) -> datetime | None:
