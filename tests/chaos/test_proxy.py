@@ -121,7 +121,8 @@ def test_a_server_that_is_gone_ends_the_connection() -> None:
     """Nobody behind the proxy looks like a reset to the client, not like silence."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refuses
-        with Proxy(taken.getsockname()[1]) as proxy, connect(proxy) as client, pytest.raises(ConnectionError):
+        # The reset may arrive before `connect` has returned.
+        with Proxy(taken.getsockname()[1]) as proxy, pytest.raises(ConnectionError), connect(proxy) as client:
             client.recv(1)
 
 

@@ -51,12 +51,22 @@ class Child:
         """The exit code, None while it runs."""
         return self._process.poll()
 
+    @property
+    def failed(self) -> bool:
+        """Whether it ended badly."""
+        return self.code not in (None, 0)
+
+    @property
+    def last_words(self) -> str:
+        """The last line of its log."""
+        said = self.log.read_text(errors="replace").strip() or "see above"
+        return said.rpartition("\n")[2][:400]
+
     def check(self) -> None:
         """Raise `StackError` with the child's last words when it ended badly."""
-        if self.code not in (None, 0):
-            said = self.log.read_text(errors="replace").strip() or "see above"
+        if self.failed:
             raise StackError(
-                f"`xplat {self._name}` ended with exit code {self.code}: {said.rpartition(chr(10))[2][:400]}",
+                f"`xplat {self._name}` ended with exit code {self.code}: {self.last_words}",
                 where=str(self.log),
                 expected="exit code 0",
                 fix="The whole story is in the log.",

@@ -39,6 +39,8 @@ _LIVE: Final = {"rate_per_s": 150.0, "bad_share": 0.002, "duplicate_share": 0.01
 _REFRESH_AFTER: Final = 0.2
 """Share of the live part after which the refresh begins."""
 _REFRESH: Final = ["train", "--head-only", "--effort", "0.3", "--threads", "1", "--json"]
+_REFRESHES: Final = 2
+"""On a starved machine the local Triton now and then aborts while a graph is loaded: it is started again, once."""
 _AFTER_REFRESH_S: Final = 8.0
 """How long it streams on with the new release at the least."""
 _LINE_EVERY_S: Final = 10.0
@@ -134,13 +136,17 @@ class Demo:
     def _start_stack(self) -> None:
         self._say("[bold]1[/] A real Kafka and a real Triton")
         shutil.rmtree(self._home, ignore_errors=True)
+        self._up()
+        create_topics(self._settings)
+
+    def _up(self) -> None:
+        """Start of the stack what does not run."""
         local.up(
             self._settings,
             report=self._say,
             external_kafka=self._environ.get("XPLAT_KAFKA__BOOTSTRAP"),
             external_triton=self._environ.get("XPLAT_TRITON__URL"),
         )
-        create_topics(self._settings)
 
     def _train(self) -> dict[str, Any]:
         """Train in a process of its own, which draws its progress here. Returns its summary."""
@@ -174,16 +180,23 @@ class Demo:
         """Show the live view and refresh the model on the way."""
         started = last_line = time.monotonic()
         refresh: Child | None = None
+        refreshes = 0
         switched_at = 0.0
         rate = _Rate()
         with Live(console=self._console, refresh_per_second=4) as view:
             while True:
                 now = time.monotonic()
                 elapsed = now - started
+                if refresh is not None and refresh.failed and refreshes < _REFRESHES:
+                    self._say(f"  the refresh failed: {refresh.last_words}; once more")
+                    self._children.remove(refresh)
+                    self._up()
+                    refresh = None
                 for child in self._children:
                     child.check()
                 if refresh is None and elapsed >= self._seconds * _REFRESH_AFTER:
                     refresh = self._child("refresh", _REFRESH, nice=10)
+                    refreshes += 1
                 if refresh is not None and refresh.code == 0 and not switched_at and len(watch.releases) > 1:
                     switched_at = now
                 doing = "refreshed" if switched_at else "refreshing the model" if refresh else "streaming"
