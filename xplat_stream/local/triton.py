@@ -21,6 +21,11 @@ from xplat_stream.errors import StackError
 from xplat_stream.local.process import LOOPBACK
 
 GRAPH: Final = "model.onnx"
+SHARED_MEMORY: Final = 8 * 2**20
+"""Bytes shared by the server and one instance of a version. A call of 64 windows of 150 events takes 1.5 MB, more than
+the backend's own 1 MB, and growing a region while calls are under way is what makes the backend abort the whole
+server with `boost::interprocess::lock_exception` (triton-inference-server/server#8882; seen here on a starved machine).
+"""
 PYTHON_BEFORE: Final = (3, 13)  # nvidia-pytriton 0.7.0 has no wheel for it, and numpy<2 none either
 _INSTALL: Final = "pip install 'xplat-stream[local]'"
 
@@ -32,6 +37,7 @@ def command(*, home: Path, repository: Path, port: int, http_port: int, metrics_
         str(server),
         f"--model-repository={repository}",
         f"--backend-directory={home / 'triton' / 'backends'}",
+        f"--backend-config=python,shm-default-byte-size={SHARED_MEMORY}",
         "--model-control-mode=explicit",
         # The configurations are complete. Completing them starts one more interpreter a load: 1.4 s instead of 0.2 s.
         "--disable-auto-complete-config",
