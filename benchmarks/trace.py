@@ -55,7 +55,7 @@ class Rates(NamedTuple):
     startup_s: float
     """From the start of the process to its first output."""
     startup_cpu_s: float
-    """Processor seconds before that part, beyond what its events would have taken in it."""
+    """Processor seconds in the same time."""
 
     @property
     def events_per_s(self) -> float:
@@ -98,12 +98,12 @@ def rates(trace: Trace, *, warm_up: int) -> Rates:
     if end.at_ms - begin.at_ms < _LEAST_MS:
         begin = start
     times, seconds = zip(*trace.samples, strict=True)
-    cpu_begin, cpu_end = (float(np.interp(step.at_ms, times, seconds)) for step in (begin, end))
-    events, cpu_s = total - begin.folded, cpu_end - cpu_begin
+    moments = [step.at_ms for step in (trace.steps[0], begin, end)]
+    cpu_first, cpu_begin, cpu_end = map(float, np.interp(moments, times, seconds))
     return Rates(
-        events,
+        total - begin.folded,
         (end.at_ms - begin.at_ms) / 1000,
-        cpu_s,
+        cpu_end - cpu_begin,
         (trace.steps[0].at_ms - start.at_ms) / 1000,
-        max(0.0, cpu_begin - begin.folded * cpu_s / events),
+        cpu_first,
     )
