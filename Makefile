@@ -12,6 +12,8 @@ SOURCE ?= food,kitchen
 LABELS ?= categories:2-3
 RANK ?= food,kitchen
 REPORT ?= .xplat/evaluation
+EVENTS ?= 2000000
+PEERS ?= all
 # Most tests wait for servers, not for the processor: two at a time take half as long, each with its own servers.
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile
 CHAOS = $(BIN)/python -m tests.chaos $(1) $(if $(SEED),--seed $(SEED))
@@ -72,13 +74,16 @@ evaluate: $(READY) ## Measure the model beside baselines on a recorded log (DATA
 	$(BIN)/xplat evaluate --dataset $(DATA) --labels $(LABELS) --target "$(TARGET)" --source "$(SOURCE)" \
 	  --rank "$(RANK)" --report $(REPORT) --plant-harmful --json
 
-bench: $(READY) ## Measure this machine beside stock Faust
-	$(BIN)/xplat bench fold
-	$(BIN)/xplat bench recovery
+bench: $(READY) ## Measure this machine beside its peers (EVENTS=2000000 PEERS=all); tables and plots in .xplat/bench
+	OMP_NUM_THREADS=1 $(BIN)/xplat bench all --events $(EVENTS) --peers $(PEERS) --report .xplat/bench --json
 
 lock: $(READY) ## Resolve the lock files again
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-build requirements/uv.in -o requirements/uv.txt
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-build requirements/fuzz.in -o requirements/fuzz.txt
+	for peer in quix bytewax pathway; do \
+	  $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-build \
+	    requirements/peers-$$peer.in -o requirements/peers-$$peer.txt; \
+	done
 	for extra in dev worker trainer; do \
 	  $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-build --upgrade \
 	    --extra $$extra pyproject.toml -o requirements/$$extra.txt; \

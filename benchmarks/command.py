@@ -3,11 +3,43 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import msgspec
 import typer
 from rich.console import Console
+
+from xplat_stream.errors import StackError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.trace import Trace
+
+MEASURED: Final = 2_000_000
+"""Enough for a JVM to have compiled what matters."""
+
+USERS: Final = 50_000
+
+Figures = dict[str, float | bool | None]
+"""Headline figures by name, as the last line of `make bench` has them; None: not measured."""
+
+
+class Run(NamedTuple):
+    """What a stage is told."""
+
+    events: int
+    peers: str
+    report: Path | None
+
+
+class Outcome(NamedTuple):
+    """What a stage adds to the last line, and what it found wrong."""
+
+    figures: Figures
+    differences: Sequence[str] = ()
+
 
 app = typer.Typer(help="Measure this machine; every figure in the README comes from here.", no_args_is_help=True)
 _console = Console(stderr=True)
@@ -18,20 +50,47 @@ def _root() -> None:
     """Measure this machine; every figure in the README comes from here."""
 
 
+@app.command(name="all")
+def everything(
+    events: Annotated[int, typer.Option(min=1000, help="Events measured of each peer.")] = MEASURED,
+    peers: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
+    report: Annotated[Path, typer.Option(help="Folder for tables and plots.")] = Path(".xplat/bench"),
+    json: Annotated[bool, typer.Option("--json", help="End with one JSON object of all figures.")] = False,
+) -> None:
+    """Run every stage of `make bench`, one after the other."""
+    figures: Figures = {}
+    differences: list[str] = []
+    for stage in _STAGES:
+        outcome = stage(Run(events, peers, report))
+        figures |= outcome.figures
+        differences += outcome.differences
+    _finish(figures, differences, json=json)
+
+
 @app.command()
 def fold(
-    events: Annotated[int, typer.Option(min=1000, help="Events for the worker.")] = 400_000,
-    stock_events: Annotated[int, typer.Option(min=1000, help="Events for stock Faust, which is slow.")] = 20_000,
-    users: Annotated[int, typer.Option(min=1, help="Uniformly chosen users.")] = 5000,
+    peers: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
+    events: Annotated[
+        int, typer.Option(min=1000, help="Events measured of each, behind a quarter as warm-up.")
+    ] = MEASURED,
+    users: Annotated[int, typer.Option(min=10, help="Users, chosen by Zipf's law.")] = USERS,
+    report: Annotated[Path | None, typer.Option(help="Folder for the table and plots.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
+) -> None:
+    """JSON events → last-50 windows, durable → one output a touched user; beside its peers, windows compared."""
+    outcome = _fold(Run(events, peers, report), users=users)
+    _finish(outcome.figures, outcome.differences, json=json)
+
+
+@app.command()
+def state(
+    users: Annotated[int, typer.Option(min=100, help="Users, all with full windows.")] = 5000,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """JSON events → last-50 windows, durable → one profile a touched user; beside stock Faust tables."""
-    from benchmarks.fold import bench_fold
+    """Bytes a user in RocksDB and in the changelog, at 10, 50 and 200 events in a window."""
+    from benchmarks.state import bench_state
 
-    result = bench_fold(
-        events=events, stock_events=stock_events, users=users, report=lambda line: _console.print(line, highlight=False)
-    )
-    _show(result, json=json)
+    _show(bench_state(users=users, report=_say), json=json)
 
 
 @app.command()
@@ -44,9 +103,7 @@ def recovery(
     """Changelog → an empty state folder rebuilt; beside stock Faust tables."""
     from benchmarks.recovery import bench_recovery
 
-    result = bench_recovery(
-        users=users, stock_users=stock_users, rows=rows, report=lambda line: _console.print(line, highlight=False)
-    )
+    result = bench_recovery(users=users, stock_users=stock_users, rows=rows, report=_say)
     _show(result, json=json)
 
 
@@ -66,7 +123,7 @@ def training(
         users=users,
         trainer_examples=trainer_examples,
         threads=threads,
-        report=lambda line: _console.print(line, highlight=False),
+        report=_say,
     )
     _show(result, json=json)
 
@@ -81,9 +138,7 @@ def fused(
     from benchmarks.fused import bench_fused
     from xplat_stream.settings import load_settings
 
-    result = bench_fused(
-        load_settings(), users=users, events=events, report=lambda line: _console.print(line, highlight=False)
-    )
+    result = bench_fused(load_settings(), users=users, events=events, report=_say)
     _show(result, json=json)
 
 
@@ -97,10 +152,62 @@ def swaps(
     """Releases promoted in a row under load: failed, lost and late updates, and memory."""
     from benchmarks.swaps import bench_swaps
 
-    result = bench_swaps(
-        swaps=swaps, rate=rate, pause_s=pause, report=lambda line: _console.print(line, highlight=False)
-    )
+    result = bench_swaps(swaps=swaps, rate=rate, pause_s=pause, report=_say)
     _show(result, json=json)
+
+
+def _fold(run: Run, *, users: int = USERS) -> Outcome:
+    from benchmarks.fold import bench_fold
+    from benchmarks.peers import chosen
+    from benchmarks.report import table, write_report
+
+    traces: dict[str, Trace] = {}
+    result = bench_fold(
+        peers=chosen(run.peers),
+        events=run.events,
+        users=users,
+        report=_say,
+        traced=lambda peer, trace: traces.update({peer.name: trace}),
+    )
+    sys.stdout.write(table(result))
+    for path in write_report(run.report, result, traces) if run.report else ():
+        _say(f"{path} written")
+    return Outcome(result.figures(), result.differences)
+
+
+def _state(_: Run) -> Outcome:
+    from benchmarks.state import bench_state
+
+    return Outcome(bench_state(users=5000, report=_say).figures())
+
+
+def _recovery(_: Run) -> Outcome:
+    from benchmarks.recovery import bench_recovery
+
+    return Outcome(bench_recovery(users=400_000, stock_users=40_000, rows=20, report=_say).figures())
+
+
+_STAGES: Final = (_fold, _state, _recovery)
+"""What `make bench` runs, in this order."""
+
+
+def _say(line: str) -> None:
+    _console.print(line, highlight=False)
+
+
+def _finish(figures: Figures, differences: Sequence[str], *, json: bool) -> None:
+    """Print the figures, and end with an error where windows were not equal."""
+    for name, value in {} if json else figures.items():
+        _say(f"{name:24} {value}")
+    if json:
+        sys.stdout.write(msgspec.json.encode(figures).decode() + "\n")
+    if differences:
+        raise StackError(
+            f"{len(differences)} windows are not what the events give: {'; '.join(differences[:5])}",
+            where="the final windows",
+            expected="equal ones from every system",
+            fix="No figure of a system named here counts; find out what it lost or kept too long.",
+        )
 
 
 def _show(result: msgspec.Struct, *, json: bool) -> None:
@@ -108,4 +215,4 @@ def _show(result: msgspec.Struct, *, json: bool) -> None:
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
     else:
         for name, value in msgspec.to_builtins(result).items():
-            _console.print(f"{name:24} {value}", highlight=False)
+            _say(f"{name:24} {value}")

@@ -1,108 +1,195 @@
-"""How fast events become durable windows: a worker of this project beside stock Faust tables, on one broker.
+"""How fast events become durable windows: a worker of this project beside its peers, on one broker, in one run.
 
-Both read the same pre-filled topic with one process each, one after the other. Time runs from the first to the last
-record the process wrote (Kafka's time stamps), so start-up and joining the group are not in it. The worker publishes
-one profile a touched user a chunk; no release is active, so no model is in the figure.
+One process at a time reads the same pre-filled topic, keeps the last 50 events of each user within 90 days, and
+publishes who changed about once a second. No release is active, so no model is in the figure. What counts lies between
+two outputs: the one that ends the warm-up and the last one; docs/reference/benchmarks.md has the whole protocol.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
-from confluent_kafka.admin import NewTopic
 
-from benchmarks.events import fill
-from benchmarks.stack import environment, private_stack, run_until
-from xplat_stream.kafka.log import read_span, spans
-from xplat_stream.kafka.topics import admin, changelog_topic, create_topics
-from xplat_stream.state import BARRIER_KEY
-from xplat_stream.verify import verify, wait_until_caught_up
+from benchmarks.events import PLATFORM, Workload, fill
+from benchmarks.peers import PEERS, Place
+from benchmarks.peers.ours import OURS
+from benchmarks.process import follow
+from benchmarks.stack import make_topics, private_stack
+from benchmarks.trace import Rates, Trace, rates
+from benchmarks.windows import differences, hash_of
+from xplat_stream.kafka.topics import PROFILES, behavior_topic, create_topics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from benchmarks.peers import Peer
+    from benchmarks.windows import Windows
     from xplat_stream.settings import Settings
 
-_STOCK_CHANGELOG: Final = "stock-windows-changelog"
+_SLOW_SOURCE: Final = "bench.tenth"
+_SLOW_SHARE: Final = 10
+_WARM_UP_SHARE: Final = 4
+"""A quarter of the measured events comes before them."""
+
+STREAMS: Final = "kafka-streams"
+
+
+class PeerRun(msgspec.Struct, frozen=True):
+    """One system measured. All figures but those of start-up are of the part behind the warm-up."""
+
+    name: str
+    title: str
+    promise: str
+    keeps_promise: bool
+    events: int
+    events_per_s: int
+    """Of wall time, one process."""
+    cpu_us: float
+    """Processor microseconds of all threads an event."""
+    events_per_cpu_s: int
+    peak_mb: int
+    outputs: int
+    """Of the whole run, warm-up included."""
+    startup_s: float
+    startup_cpu_s: float
+    hash: str
+    """Of the final windows of all users."""
+    differences: tuple[str, ...]
+    """Users whose windows are not what the events give, and how."""
 
 
 class FoldResult(msgspec.Struct, frozen=True):
-    """One run. Rates are events per second of one process."""
+    """One run of all of them."""
 
     events: int
+    """Measured of each; slow peers are given a tenth, of a tenth of the users."""
+    warm_up: int
     users: int
     value_bytes: float
-    events_per_s: float
-    cpu_us_per_event: float
-    """User and system time of the whole worker process, start-up included."""
-    profiles: int
-    missing: int
-    extra: int
-    differing: int
-    stock_events: int
-    stock_events_per_s: float
-    stock_cpu_us_per_event: float
-    ratio: float
-    """`events_per_s` over `stock_events_per_s`."""
+    cores: int
+    load: float
+    """Processes that ran or waited for a core over the last minute, at the end: what else the machine was doing."""
+    hash: str
+    """What the events give."""
+    peers: tuple[PeerRun, ...]
+
+    @property
+    def differences(self) -> list[str]:
+        """Every user whose window differs somewhere, with the peer."""
+        return [f"{run.name}: {line}" for run in self.peers for line in run.differences]
+
+    def figures(self) -> dict[str, float | bool | None]:
+        """Return the headline figures; a ratio is of events a processor second, None where a peer was left out."""
+        speed = {run.name: run.events_per_cpu_s for run in self.peers}
+        alike = [run for run in self.peers if run.name.startswith(STREAMS) and run.keeps_promise]
+        if alike:
+            speed[STREAMS] = max(run.events_per_cpu_s for run in alike)
+        (ours,) = [run for run in self.peers if run.name == OURS.name]
+        rivals = [name for name in PEERS if name != OURS.name and not name.startswith(f"{STREAMS}-")]
+        return {
+            "fold_per_s": ours.events_per_s,
+            "fold_cpu_us": ours.cpu_us,
+            **{
+                f"fold_vs_{name.replace('-', '_')}": round(ours.events_per_cpu_s / speed[name], 2)
+                if name in speed
+                else None
+                for name in rivals
+            },
+            "hashes_equal": not self.differences,
+        }
 
 
-def bench_fold(*, events: int, stock_events: int, users: int, report: Callable[[str], None]) -> FoldResult:
-    """Run both in a stack of their own. Raises `StackError`."""
-    with private_stack(report) as (settings, home):
-        return _measure(settings, home, events=events, stock_events=stock_events, users=users, report=report)
-
-
-def _measure(
-    settings: Settings, home: Path, *, events: int, stock_events: int, users: int, report: Callable[[str], None]
+def bench_fold(
+    *,
+    peers: Sequence[Peer],
+    events: int,
+    users: int,
+    report: Callable[[str], None],
+    traced: Callable[[Peer, Trace], None] = lambda *_: None,
 ) -> FoldResult:
-    create_topics(settings)
-    stock_topic = NewTopic(_STOCK_CHANGELOG, settings.kafka.partitions, 1, config={"cleanup.policy": "compact"})
-    client = admin(settings)
-    client.create_topics([stock_topic])[_STOCK_CHANGELOG].result()
-    value_bytes = fill(settings, events=events, users=users)
-    report(f"{events} events of {value_bytes:.0f} bytes written")
-    variables = environment(settings, home)
-    cpu = run_until(lambda: wait_until_caught_up(settings, timeout_s=0), "streams.app", variables, home / "worker.log")
-    ours_s, _ = _written_within(settings, changelog_topic(settings.worker.app))
-    verdict = verify(settings)
-    report(f"worker: {events / ours_s:,.0f} events/s")
-    stock_cpu = run_until(
-        lambda: _records_in(settings, _STOCK_CHANGELOG) >= stock_events,
-        "benchmarks.stock_faust",
-        variables,
-        home / "stock.log",
-    )
-    stock_s, stock_records = _written_within(settings, _STOCK_CHANGELOG)
-    report(f"stock Faust tables: {stock_records / stock_s:,.0f} events/s")
+    """Measure the peers one after the other in a stack of their own; `traced` is shown what was seen of each.
+
+    Raises `StackError`, `DeliveryError`.
+    """
+    for peer in peers:
+        peer.prepare(report)
+    with private_stack(report) as (settings, home):
+        whole = _workload(settings, events, users)
+        tenth = _workload(settings, max(1, events // _SLOW_SHARE), max(1, users // _SLOW_SHARE))
+        source = behavior_topic(PLATFORM)
+        make_topics(settings, [_SLOW_SOURCE], {"cleanup.policy": "delete"})
+        make_topics(settings, [PROFILES], {"cleanup.policy": "compact", **_STAMPED})
+        create_topics(settings)
+        value_bytes, expected = fill(settings, whole, source)
+        slow_expected: Windows = {}
+        if any(peer.slow for peer in peers):
+            _, slow_expected = fill(settings, tenth, _SLOW_SOURCE)
+        report(f"{whole.events} events of {value_bytes:.0f} bytes of {len(expected)} users written")
+        runs = []
+        for peer in peers:
+            topic, workload, windows = (_SLOW_SOURCE, tenth, slow_expected) if peer.slow else (source, whole, expected)
+            run, trace = _measure(peer, _place(settings, home, peer, topic), workload, windows)
+            traced(peer, trace)
+            report(
+                f"{run.name}: {run.cpu_us} us of processor time an event, {run.events_per_s:,} events/s, "
+                f"{len(run.differences) or 'no'} windows differ"
+            )
+            runs.append(run)
     return FoldResult(
-        events=events,
+        events=whole.events - _warm_up(whole),
+        warm_up=_warm_up(whole),
         users=users,
         value_bytes=round(value_bytes, 1),
-        events_per_s=round(events / ours_s),
-        cpu_us_per_event=round(cpu / events * 1e6, 2),
-        profiles=verdict.profiles,
-        missing=verdict.missing,
-        extra=verdict.extra,
-        differing=verdict.differing,
-        stock_events=stock_records,
-        stock_events_per_s=round(stock_records / stock_s),
-        stock_cpu_us_per_event=round(stock_cpu / stock_records * 1e6, 2),
-        ratio=round(events / ours_s / (stock_records / stock_s), 1),
+        cores=os.cpu_count() or 0,
+        load=round(os.getloadavg()[0], 1),
+        hash=hash_of(expected),
+        peers=tuple(runs),
     )
 
 
-def _records_in(settings: Settings, topic: str) -> int:
-    return sum(span.end - span.start for span in spans(settings, [topic]))
+_STAMPED: Final = {"message.timestamp.type": "LogAppendTime"}
+"""The broker's clock stamps every output, whatever its writer says."""
 
 
-def _written_within(settings: Settings, topic: str) -> tuple[float, int]:
-    """Return the seconds between the first and the last record of a topic, and how many it holds; barriers left out."""
-    times = []
-    for span in spans(settings, [topic]):
-        for messages in read_span(settings, span):
-            stamps = (one.timestamp() for one in messages if one.key() != BARRIER_KEY)
-            times += [stamp for kind, stamp in stamps if kind != TIMESTAMP_NOT_AVAILABLE]
-    return max(1e-3, (max(times) - min(times)) / 1000), len(times)
+def _workload(settings: Settings, measured: int, users: int) -> Workload:
+    return Workload(measured + measured // _WARM_UP_SHARE, users, settings.kafka.partitions)
+
+
+def _warm_up(workload: Workload) -> int:
+    return workload.events // (_WARM_UP_SHARE + 1)
+
+
+def _place(settings: Settings, home: Path, peer: Peer, source: str) -> Place:
+    """Return where a peer works, made ready."""
+    place = Place(settings, home / peer.name, source, peer.output or f"bench.{peer.name}")
+    place.home.mkdir()
+    if not peer.output:
+        make_topics(settings, [place.output], {"cleanup.policy": "delete", **_STAMPED})
+    make_topics(settings, peer.topics(place), {"cleanup.policy": "compact"})
+    return place
+
+
+def _measure(peer: Peer, place: Place, workload: Workload, expected: Windows) -> tuple[PeerRun, Trace]:
+    trace = follow(peer, place, workload)
+    found = peer.windows(place)
+    measured: Rates = rates(trace, warm_up=_warm_up(workload))
+    run = PeerRun(
+        name=peer.name,
+        title=peer.title,
+        promise=peer.promise,
+        keeps_promise=peer.keeps_promise,
+        events=measured.events,
+        events_per_s=round(measured.events_per_s),
+        cpu_us=round(measured.cpu_us, 2),
+        events_per_cpu_s=round(1e6 / measured.cpu_us),
+        peak_mb=round(trace.peak_bytes / 2**20),
+        outputs=trace.outputs,
+        startup_s=round(measured.startup_s, 1),
+        startup_cpu_s=round(measured.startup_cpu_s, 1),
+        hash=hash_of(found),
+        differences=tuple(differences(expected, found)),
+    )
+    return run, trace

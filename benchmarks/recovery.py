@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 from confluent_kafka import Producer
-from confluent_kafka.admin import NewTopic
 
 from benchmarks.events import PLATFORM
-from benchmarks.stack import environment, private_stack, run_until
+from benchmarks.peers import Place
+from benchmarks.peers.faust import CHANGELOG, STOCK_APP
+from benchmarks.stack import environment, make_topics, private_stack, run_until
 from xplat_stream.errors import DeliveryError, StackError
 from xplat_stream.event import UserId
 from xplat_stream.kafka.consumer import partition_for
-from xplat_stream.kafka.topics import QUIET, admin, changelog_topic, create_topics
+from xplat_stream.kafka.topics import QUIET, behavior_topic, changelog_topic, create_topics
 from xplat_stream.state import USER_PREFIX, Publication, UserState, user_key
 from xplat_stream.window import ROW_BYTES, BehaviorWindow, WindowSpec, occurred_at
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from xplat_stream.settings import Settings
 
-_STOCK_CHANGELOG: Final = "stock-windows-changelog"
 _SCORES: Final = (0,) * 90
 _POOL: Final = 5000
 _RESTORED: Final = re.compile(r"owns partitions .* (\d+) changelog records restored in ([\d.]+) s")
@@ -61,17 +61,19 @@ class RecoveryResult(msgspec.Struct, frozen=True):
     ratio: float
     """`users_per_s` over `stock_users_per_s`."""
 
+    def figures(self) -> dict[str, float | bool | None]:
+        """Return the headline figures."""
+        return {"recovery_users_per_s": self.users_per_s, "recovery_vs_faust": self.ratio}
+
 
 def bench_recovery(*, users: int, stock_users: int, rows: int, report: Callable[[str], None]) -> RecoveryResult:
     """Run both in a stack of their own. Raises `StackError`, `DeliveryError`."""
     with private_stack(report) as (settings, home):
         create_topics(settings)
-        stock_topic = NewTopic(_STOCK_CHANGELOG, settings.kafka.partitions, 1, config={"cleanup.policy": "compact"})
-        client = admin(settings)
-        client.create_topics([stock_topic])[_STOCK_CHANGELOG].result()
+        make_topics(settings, [CHANGELOG], {"cleanup.policy": "compact"})
         windows = _windows(rows)
         value_bytes = _fill(settings, changelog_topic(settings.worker.app), _states(windows, users))
-        stock_bytes = _fill(settings, _STOCK_CHANGELOG, _lists(windows, stock_users))
+        stock_bytes = _fill(settings, CHANGELOG, _lists(windows, stock_users))
         report(f"{users} users of {value_bytes} bytes written")
         variables = environment(settings, home)
         log = home / "worker.log"
@@ -86,9 +88,8 @@ def bench_recovery(*, users: int, stock_users: int, rows: int, report: Callable[
             )
         report(f"worker: {users / restore_s:,.0f} users/s")
         log = home / "stock.log"
-        run_until(
-            lambda: bool(_STOCK_DONE.search(_text(log))), "benchmarks.stock_faust", variables, log, loglevel="info"
-        )
+        variables = Place(settings, home / "stock", behavior_topic(PLATFORM), "bench.stock").environment()
+        run_until(lambda: bool(_STOCK_DONE.search(_text(log))), STOCK_APP, variables, log, loglevel="info")
         stock_s = (_time(_STOCK_DONE, log) - _time(_STOCK_BEGAN, log)).total_seconds()
         report(f"stock Faust tables: {stock_users / stock_s:,.0f} users/s")
         return RecoveryResult(

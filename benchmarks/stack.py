@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from confluent_kafka.admin import NewTopic
 
 from benchmarks.events import PLATFORM
 from xplat_stream import local
 from xplat_stream.errors import StackError
+from xplat_stream.kafka.topics import admin
 from xplat_stream.serving.releases import ModelRepository
 from xplat_stream.settings import LocalSettings, ModelSettings, Settings, WorkerSettings, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _PATIENCE_S: Final = 300.0
 
@@ -57,7 +59,7 @@ def private_stack(
 
 
 def environment(settings: Settings, home: Path) -> dict[str, str]:
-    """Return the environment of a worker of this project and of the stock one."""
+    """Return the environment of a worker of this project."""
     return {
         **os.environ,
         "XPLAT_KAFKA__BOOTSTRAP": settings.kafka.bootstrap,
@@ -65,10 +67,20 @@ def environment(settings: Settings, home: Path) -> dict[str, str]:
         "XPLAT_PLATFORMS": PLATFORM,
         "XPLAT_WORKER__DATADIR": settings.worker.datadir,
         "XPLAT_LOCAL__HOME": str(home),
-        "BENCH_BOOTSTRAP": settings.kafka.bootstrap,
-        "BENCH_DATADIR": str(home / "stock"),
-        "BENCH_PARTITIONS": str(settings.kafka.partitions),
     }
+
+
+def faust_worker(module: str, *, loglevel: str = "warn") -> list[str]:
+    """Return the command line of a Faust worker."""
+    return [sys.executable, "-m", "faust", "-A", module, "-L", "uvloop", "worker", "--without-web", "-l", loglevel]
+
+
+def make_topics(settings: Settings, names: Sequence[str], config: Mapping[str, str]) -> None:
+    """Make topics with the partition count of the settings."""
+    client = admin(settings)
+    topics = [NewTopic(name, settings.kafka.partitions, 1, config=dict(config)) for name in names]
+    for made in (client.create_topics(topics) if topics else {}).values():
+        made.result()
 
 
 def run_until(
@@ -76,9 +88,10 @@ def run_until(
 ) -> float:
     """Run a Faust worker until a condition holds, stop it, and return its CPU seconds. Raises `StackError`."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    arguments = [sys.executable, "-m", "faust", "-A", module, "-L", "uvloop", "worker", "--without-web", "-l", loglevel]
     with output.open("wb") as written:
-        process = subprocess.Popen(arguments, env=environment, stdout=written, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            faust_worker(module, loglevel=loglevel), env=environment, stdout=written, stderr=subprocess.STDOUT
+        )
     deadline = time.monotonic() + _PATIENCE_S
     try:
         while not (done := until()) and process.poll() is None and time.monotonic() < deadline:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from xplat_stream.local.kafka import read_lock
+from xplat_stream.local.jars import read_lock
+from xplat_stream.local.kafka import LOCK
 from xplat_stream.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,7 +121,7 @@ def test_health_checks_ask_the_ports_that_are_opened() -> None:
 
 def test_both_stacks_run_the_same_kafka() -> None:
     """The image's version is the one whose jars the local stack is locked to."""
-    assert service("kafka")["image"] == f"apache/kafka:{read_lock().version}"
+    assert service("kafka")["image"] == f"apache/kafka:{read_lock(LOCK).version}"
 
 
 def test_data_of_kafka_is_on_a_volume() -> None:

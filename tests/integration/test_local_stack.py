@@ -20,6 +20,7 @@ from xplat_stream import local
 from xplat_stream.errors import KafkaUnavailable, StackError, TritonUnavailable
 from xplat_stream.local import kafka, triton
 from xplat_stream.local import stack as stack_module
+from xplat_stream.local.jars import JarLock, check_jars
 from xplat_stream.local.process import alive, is_free, last_words, spawn, stop, wait_for
 from xplat_stream.settings import LocalSettings, Settings, load_settings
 
@@ -182,11 +183,12 @@ def test_an_unwritable_home_is_one_clear_line(tmp_path: Path) -> None:
 )
 def test_only_the_locked_jars_may_run(tmp_path: Path, jars: dict[str, bytes], complaint: str) -> None:
     """A jar that is altered, missing or unknown is refused by name."""
-    lock = kafka.JarLock(version="0", jars={f"{n}.jar": hashlib.sha256(n.encode()).hexdigest() for n in "ab"})
+    known = {f"{n}.jar": hashlib.sha256(n.encode()).hexdigest() for n in "ab"}
+    lock = JarLock(name="letters", version="0", endpoint="", jars=known)
     for name, content in jars.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(StackError, match=complaint):
-        kafka.check_jars([tmp_path / name for name in jars], lock)
+        check_jars([tmp_path / name for name in jars], lock)
 
 
 def test_a_tampered_jar_starts_nothing(

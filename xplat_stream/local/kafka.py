@@ -1,42 +1,26 @@
-"""Apache Kafka from its published jars: fetched once, checked against `kafka_jars.json`, started by a JVM from PyPI.
-
-jgo resolves and fetches the jars into its own cache. What it resolves is not taken on trust: every file name and
-sha256 has to be the one in the lock file, and exactly those files are the class path. (Without that, naming
-log4j in the endpoint silently gives a kafka-clients of another version, and the broker dies at its first request.)
-"""
+"""Apache Kafka from its published jars: fetched once, checked against `kafka_jars.json`, started by a JVM from PyPI."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import importlib
 import os
 import re
 import subprocess
 import uuid
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
-
 from xplat_stream.errors import StackError
+from xplat_stream.local.jars import INSTALL, locked_jars, read_lock
 from xplat_stream.local.process import LOOPBACK, last_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-LOG4J_BRIDGE: Final = "org.slf4j:slf4j-simple:1.7.36"
+LOCK: Final = Path(__file__).with_name("kafka_jars.json")
 JAVA_AT_LEAST: Final = 17
 FORMAT_TIMEOUT_S: Final = 120.0
-INSTALL: Final = "Install it: pip install 'xplat-stream[local]', or set XPLAT_KAFKA__BOOTSTRAP to a Kafka you run."
-
-
-class JarLock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The one set of jars that may run: Kafka's version, and file name to sha256."""
-
-    version: str
-    jars: dict[str, str]
 
 
 class Listener(NamedTuple):
@@ -47,11 +31,6 @@ class Listener(NamedTuple):
 
     port: int
     advertised_port: int
-
-
-def read_lock() -> JarLock:
-    """Read the lock file that is part of this package."""
-    return msgspec.json.decode((resources.files(__package__) / "kafka_jars.json").read_bytes(), type=JarLock)
 
 
 def command(
@@ -67,7 +46,7 @@ def command(
 
     `behind`: a second way in, for clients behind a proxy.
     """
-    jars = _jars(home, read_lock(), report)
+    jars = locked_jars(read_lock(LOCK), home / "kafka-jars.json", report)
     java = [
         str(find_java()),
         f"-Xmx{heap_mb}m",
@@ -125,77 +104,6 @@ def server_properties(*, data: Path, port: int, controller_port: int, behind: Li
         "log.cleaner.dedupe.buffer.size": str(32 * 1024 * 1024),
     }
     return "".join(f"{key}={value}\n" for key, value in lines.items())
-
-
-def check_jars(jars: Sequence[Path], lock: JarLock) -> None:
-    """Refuse any set of jars but the locked one."""
-    found = {jar.name: jar for jar in jars}
-    missing = sorted(lock.jars.keys() - found.keys())
-    foreign = sorted(found.keys() - lock.jars.keys())
-    if missing or foreign:
-        raise StackError(
-            f"the jars of Kafka are not the known ones: missing {', '.join(missing) or 'none'}; "
-            f"unknown {', '.join(foreign) or 'none'}",
-            where=str(jars[0].parent) if jars else "jgo",
-            expected=f"the {len(lock.jars)} jars of kafka_jars.json",
-            fix="Remove that folder and run `xplat up` again.",
-        )
-    for name, jar in sorted(found.items()):
-        try:
-            actual = hashlib.sha256(jar.read_bytes()).hexdigest()
-        except OSError as error:
-            raise StackError(
-                f"a jar of Kafka cannot be read: {error}",
-                where=str(jar),
-                expected="a readable file",
-                fix="Give this user read permission, or remove the folder and run `xplat up` again.",
-            ) from error
-        if actual != lock.jars[name]:
-            raise StackError(
-                f"{name} is not the published file: its sha256 is {actual}",
-                where=str(jar),
-                expected=lock.jars[name],
-                fix="Nothing was started. Remove that folder and the same jar under ~/.m2, then run `xplat up` again.",
-            )
-
-
-def _jars(home: Path, lock: JarLock, report: Callable[[str], None]) -> list[Path]:
-    """Return the checked jars; where they were found last time saves asking jgo again."""
-    note = home / "kafka-jars.json"
-    try:
-        jars = [Path(jar) for jar in msgspec.json.decode(note.read_bytes(), type=list[str])]
-        complete = {jar.name for jar in jars} == lock.jars.keys() and all(jar.is_file() for jar in jars)
-    except (OSError, msgspec.DecodeError):
-        complete = False
-    if not complete:
-        report(f"kafka {lock.version}: installing {len(lock.jars)} jars (44 MB where jgo has not cached them)")
-        jars = _resolve(lock)
-    check_jars(jars, lock)
-    note.write_bytes(msgspec.json.encode([str(jar) for jar in jars]))
-    return jars
-
-
-def _resolve(lock: JarLock) -> list[Path]:
-    try:
-        jgo = importlib.import_module("jgo")  # only here: it takes half a second to import
-    except ImportError as error:
-        raise StackError(
-            f"Kafka cannot be fetched: {error}",
-            where="jgo",
-            expected="the package jgo",
-            fix=INSTALL,
-        ) from error
-    endpoint = f"org.apache.kafka:kafka_2.13:{lock.version}+{LOG4J_BRIDGE}"
-    try:
-        environment = jgo.build(endpoint)
-    except Exception as error:  # jgo documents no error of its own
-        raise StackError(
-            f"Kafka cannot be fetched: {type(error).__name__}: {error}",
-            where=endpoint,
-            expected="a Maven repository that answers",
-            fix="Check the network and ~/.m2/settings.xml, or set XPLAT_KAFKA__BOOTSTRAP to a Kafka you run.",
-        ) from error
-    return [Path(jar) for jar in [*environment.classpath, *environment.module_path_jars]]
 
 
 def find_java() -> Path:
