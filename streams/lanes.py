@@ -20,8 +20,7 @@ from xplat_stream.errors import XplatError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from aiokafka import ConsumerRecord
-
+    from streams.batches import Record
     from streams.migration import Progress
     from streams.pipeline import Pipeline
     from streams.recovery import Recovery
@@ -112,7 +111,7 @@ class Lane:
         wait_s = self.migration.wait_s(release.number if release else 0)
         return min(wait_s, self._rescore_in_s) if self.store.has_pending else wait_s
 
-    async def _handle(self, records: list[ConsumerRecord]) -> None:
+    async def _handle(self, records: list[Record]) -> None:
         if not self._suspects:
             await self._try(records)
             return
@@ -122,7 +121,7 @@ class Lane:
             # Not before all are through: a crash in between reads the ones before again.
             self._suspects.acquit(records)
 
-    async def _try(self, records: list[ConsumerRecord], *, condemned: bool = False) -> None:
+    async def _try(self, records: list[Record], *, condemned: bool = False) -> None:
         note_in_hand(self._folder, self.partition, records)
         try:
             await self._pipeline.handle(self.store, self.partition, records, condemned=condemned)

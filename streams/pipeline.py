@@ -33,8 +33,7 @@ from xplat_stream.window import Row, row_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from aiokafka import ConsumerRecord
-
+    from streams.batches import Record
     from streams.outbox import Delivery, Outbox
     from streams.shadow import Shadow
     from streams.silence import Silence
@@ -102,7 +101,7 @@ class Pipeline:
         """The release that scores; None until the first one is announced."""
 
     async def handle(
-        self, store: PartitionStore, partition: int, records: Sequence[ConsumerRecord], *, condemned: bool = False
+        self, store: PartitionStore, partition: int, records: Sequence[Record], *, condemned: bool = False
     ) -> None:
         """Take records of one partition through every step.
 
@@ -174,7 +173,7 @@ class Pipeline:
         self._metrics.migrated += len(causes)
         return len(profiles)
 
-    def admit(self, store: PartitionStore, partition: int, records: Sequence[ConsumerRecord]) -> Admitted:
+    def admit(self, store: PartitionStore, partition: int, records: Sequence[Record]) -> Admitted:
         """Sort records into admitted events by user, dead letters, and strays for other partitions."""
         found = Admitted({}, {}, {}, [], {})
         self._silence.hear(filter(None, map(platform_of, {record.topic for record in records})))
@@ -197,7 +196,7 @@ class Pipeline:
             user_id = event.user_id
             rows = additions.get(user_id)
             if rows is None:
-                home = partition if store.knows(user_id) else partition_for(record.key, self._partitions)
+                home = partition if store.knows(user_id) else partition_for(user_id.encode(), self._partitions)
                 if home != partition:
                     stray = (record.key, record.value, rekeyed_headers(topic, received_at_ms))
                     found.strays.setdefault(home, []).append(stray)
@@ -214,13 +213,13 @@ class Pipeline:
             users[user_id] = received_at_ms
         return found
 
-    def _condemn(self, records: Iterable[ConsumerRecord]) -> Admitted:
+    def _condemn(self, records: Iterable[Record]) -> Admitted:
         found = Admitted({}, {}, {}, [], {})
         for record in records:
             self._reject(found, record, RejectedEvent("crash", "handling it crashed the worker three times in a row"))
         return found
 
-    def _reject(self, found: Admitted, record: ConsumerRecord, rejection: RejectedEvent) -> None:
+    def _reject(self, found: Admitted, record: Record, rejection: RejectedEvent) -> None:
         origin = Origin(record.topic, record.partition, record.offset, record.timestamp)
         found.letters.append((record.key, *dead_letter(record.value, rejection, origin)))
         self._metrics.rejected[rejection.reason] = self._metrics.rejected.get(rejection.reason, 0) + 1
@@ -395,7 +394,7 @@ def _pending(state: UserState) -> UserState:
     return UserState(state.window, state.publication._replace(pending=True))
 
 
-def _first_read(record: ConsumerRecord) -> tuple[str, int]:
+def _first_read(record: Record) -> tuple[str, int]:
     """Return topic and Kafka time under which a rekeyed record was first read. Raises `RejectedEvent`."""
     try:
         return first_read(record.headers)

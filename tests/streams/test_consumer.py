@@ -229,9 +229,13 @@ async def test_stopping_the_flow_waits_for_the_fetch_under_way(
 async def test_what_is_fetched_after_a_rebalance_is_delivered(
     consumer: ChunkConsumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loop began to wait for the flow under the old assignment; what it fetches then is of the new one."""
+    """The loop began to wait for the flow under the old assignment; what it fetches then is of the new one.
+
+    Batches are joined, and cut into chunks of the size that is set.
+    """
+    consumer.app.conf.broker_max_poll_records = 3
     sink = _Sink(consumer)
-    fetches: list[dict[TP, Any]] = [{SHOP: raw_records(5, 6)}]
+    fetches: list[dict[TP, Any]] = [{SHOP: [raw_records(5), raw_records(6, 7, 8)]}]
     delivered = asyncio.Event()
 
     async def getmany(*_: Any, **__: Any) -> dict[TP, Any]:
@@ -250,7 +254,7 @@ async def test_what_is_fetched_after_a_rebalance_is_delivered(
     consumer._read_offset[SHOP] = 5
     consumer.resume_flow()
     await asyncio.wait_for(delivered.wait(), 5)
-    assert sink.offsets == [[5, 6]]
+    assert sink.offsets == [[5, 6, 7], [8]]
     draining.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await draining
