@@ -27,7 +27,7 @@ from xplat_stream.kafka.consumer import partition_for
 from xplat_stream.kafka.topics import PROFILES, REJECTED, REKEYED, changelog_topic, platform_of
 from xplat_stream.profile import Cause, ModelRef, degraded_profile, scored_profile, unscored_profile
 from xplat_stream.serving.features import head_inputs
-from xplat_stream.state import TextEntry, UserState
+from xplat_stream.state import Publication, TextEntry, UserState
 from xplat_stream.window import Row, row_of
 
 if TYPE_CHECKING:
@@ -49,9 +49,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("xplat.worker")
 
-_HASHED_TEXTS: Final = 20_000
-hash_of_text = lru_cache(maxsize=_HASHED_TEXTS)(hash_text)
-"""Hashing is the dearest part of a row, and popular texts come again and again. A text is 8 kB at the very most."""
+_NAMED_TEXTS: Final = 20_000
+"""Texts kept with their hash and labels: popular ones come again and again. A text is 8 kB at the very most."""
 
 States = dict[UserId, UserState]
 Causes = Mapping[UserId, Cause]
@@ -97,6 +96,7 @@ class Pipeline:
         self._metrics = metrics
         self._changelog = changelog_topic(settings.worker.app)
         self._source = f"//{settings.worker.app}/worker"
+        self._named = lru_cache(maxsize=_NAMED_TEXTS)(self._name)
         self.release: Release | None = None
         """The release that scores; None until the first one is announced."""
 
@@ -176,24 +176,24 @@ class Pipeline:
     def admit(self, store: PartitionStore, partition: int, records: Sequence[Record]) -> Admitted:
         """Sort records into admitted events by user, dead letters, and strays for other partitions."""
         found = Admitted({}, {}, {}, [], {})
-        self._silence.hear(filter(None, map(platform_of, {record.topic for record in records})))
         additions, users, texts = found.additions, found.users, found.texts
+        platforms = {topic: platform_of(topic) or "" for topic in {record.topic for record in records}}
+        self._silence.hear(filter(None, platforms.values()))
         for record in records:
             topic, received_at_ms = record.topic, record.timestamp
             try:
+                platform = platforms[topic]
                 if topic == REKEYED:
                     topic, received_at_ms = _first_read(record)
-                event = admit(
-                    record.key, record.value, platform=platform_of(topic) or "", received_at_ms=received_at_ms
-                )
+                    platform = platform_of(topic) or ""
+                event = admit(record.key, record.value, platform=platform, received_at_ms=received_at_ms)
             except RejectedEvent as rejection:
                 self._reject(found, record, rejection)
                 continue
-            self._metrics.events += 1
             if event is None:
                 self._metrics.withheld += 1
                 continue
-            user_id = event.user_id
+            user_id, item = event.user_id, event.object
             rows = additions.get(user_id)
             if rows is None:
                 home = partition if store.knows(user_id) else partition_for(user_id.encode(), self._partitions)
@@ -203,15 +203,17 @@ class Pipeline:
                     self._metrics.rekeyed += 1
                     continue
                 rows = additions[user_id] = []
-            text = item_text(event.object)
-            text_hash = hash_of_text(text)
-            if text and text_hash not in texts:
-                item = event.object
-                labels = self._taxonomy.label_ids(iab=item.iab, categories=item.categories)
-                texts[text_hash] = TextEntry(text, labels)
-            rows.append((event.platform, row_of(event, text_hash)))
+            text_hash, entry = self._named(item_text(item), item.iab, item.categories)
+            if text_hash not in texts and entry.text:
+                texts[text_hash] = entry
+            rows.append((platform, row_of(event, text_hash)))
             users[user_id] = received_at_ms
+        self._metrics.events += len(records) - len(found.letters)
         return found
+
+    def _name(self, text: str, iab: tuple[str, ...], categories: tuple[str, ...]) -> tuple[TextHash, TextEntry]:
+        """Return the hash of an item's text, and the text with the labels that the item's platform gives it."""
+        return hash_text(text), TextEntry(text, self._taxonomy.label_ids(iab=iab, categories=categories))
 
     def _condemn(self, records: Iterable[Record]) -> Admitted:
         found = Admitted({}, {}, {}, [], {})
@@ -387,7 +389,8 @@ class Pipeline:
 
 
 def _next_revision(state: UserState) -> UserState:
-    return UserState(state.window, state.publication._replace(revision=state.publication.revision + 1))
+    revision, release, scores, pending = state.publication
+    return UserState(state.window, Publication(revision + 1, release, scores, pending))
 
 
 def _pending(state: UserState) -> UserState:
