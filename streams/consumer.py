@@ -46,6 +46,8 @@ class Chunk(ConsumerMessage):
     value: list[Record]
     start: int
     """The offset up to which everything before this chunk is done once the chunks before it are."""
+    behind: int
+    """How many records the log held behind this chunk when it was fetched."""
 
 
 class ChunkSchema(faust.Schema):
@@ -142,10 +144,17 @@ class ChunkConsumer(driver.Consumer):
             generation_id=generation,
         )
         chunk.start = first if expected is None else expected
+        chunk.behind = self._held_behind(tp, last.offset + 1)
         # Noted before the wait: a seek that happens meanwhile has the last word. And the wait ends with the flow,
         # because a rebalance empties the agent's queue without waking whoever waits for room in it.
         self._read_offset[tp] = last.offset + 1
         await self.wait_first(self.callback(chunk), self.suspend_flow.wait())
+
+    def _held_behind(self, tp: TP, end: int) -> int:
+        try:
+            return max(0, (self.highwater(tp) or 0) - end)
+        except AssertionError:  # taken away meanwhile
+            return 0
 
     async def _is_hole(self, tp: TP, expected: int, found: int) -> bool:
         """Tell whether the log itself lacks these offsets (transactions, retention), by reading again once."""

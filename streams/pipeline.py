@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from xplat_stream.adapters import admit
 from xplat_stream.errors import InvalidScores, RejectedEvent, TritonUnavailable
@@ -57,16 +58,19 @@ Causes = Mapping[UserId, Cause]
 """Why a profile is published where it is not for behavior."""
 
 
-class Admitted(NamedTuple):
-    """A chunk sorted by what becomes of each record."""
+@dataclass
+class Admitted:
+    """Records sorted by what becomes of each. More can be added until they are taken through the other steps."""
 
-    additions: dict[UserId, list[tuple[str, Row]]]
+    records: int = 0
+    """How many there were."""
+    additions: dict[UserId, list[tuple[str, Row]]] = field(default_factory=dict)
     """Rows to fold, with their platform."""
-    users: dict[UserId, int]
-    """The users touched, with the Kafka time of their last record in the chunk, in milliseconds."""
-    texts: dict[TextHash, TextEntry]
-    letters: list[tuple[bytes | None, bytes, Headers]]
-    strays: dict[int, list[tuple[bytes | None, bytes | None, Headers]]]
+    users: dict[UserId, int] = field(default_factory=dict)
+    """The users touched, with the Kafka time of the last record of each, in milliseconds."""
+    texts: dict[TextHash, TextEntry] = field(default_factory=dict)
+    letters: list[tuple[bytes | None, bytes, Headers]] = field(default_factory=list)
+    strays: dict[int, list[tuple[bytes | None, bytes | None, Headers]]] = field(default_factory=dict)
 
 
 class Pipeline:
@@ -105,11 +109,17 @@ class Pipeline:
     ) -> None:
         """Take records of one partition through every step.
 
-        When this returns, everything the records led to is acknowledged by Kafka. `condemned` records are not looked
-        at: they crashed the worker before, and become dead letters.
+        `condemned` records are not looked at: they crashed the worker before, and become dead letters.
+        """
+        admitted = self._condemn(records) if condemned else self.admit(store, partition, records)
+        await self.finish(store, partition, admitted)
+
+    async def finish(self, store: PartitionStore, partition: int, admitted: Admitted) -> None:
+        """Take what was admitted of one partition through the other steps.
+
+        When this returns, everything the records led to is acknowledged by Kafka.
         """
         release = self.release
-        admitted = self._condemn(records) if condemned else self.admit(store, partition, records)
         repaired = self.fold(store, admitted, release)
         logged = [await self._log(store, partition)]
         aside = await self._send_aside(admitted)
@@ -173,9 +183,15 @@ class Pipeline:
         self._metrics.migrated += len(causes)
         return len(profiles)
 
-    def admit(self, store: PartitionStore, partition: int, records: Sequence[Record]) -> Admitted:
-        """Sort records into admitted events by user, dead letters, and strays for other partitions."""
-        found = Admitted({}, {}, {}, [], {})
+    def admit(
+        self, store: PartitionStore, partition: int, records: Sequence[Record], *, into: Admitted | None = None
+    ) -> Admitted:
+        """Sort records into admitted events by user, dead letters, and strays for other partitions.
+
+        `into`: what was found in the records before them; it is added to and returned.
+        """
+        found = into or Admitted()
+        rejected_before = len(found.letters)
         additions, users, texts = found.additions, found.users, found.texts
         platforms = {topic: platform_of(topic) or "" for topic in {record.topic for record in records}}
         self._silence.hear(filter(None, platforms.values()))
@@ -208,7 +224,8 @@ class Pipeline:
                 texts[text_hash] = entry
             rows.append((platform, row_of(event, text_hash)))
             users[user_id] = received_at_ms
-        self._metrics.events += len(records) - len(found.letters)
+        found.records += len(records)
+        self._metrics.events += len(records) - (len(found.letters) - rejected_before)
         return found
 
     def _name(self, text: str, iab: tuple[str, ...], categories: tuple[str, ...]) -> tuple[TextHash, TextEntry]:
@@ -216,7 +233,7 @@ class Pipeline:
         return hash_text(text), TextEntry(text, self._taxonomy.label_ids(iab=iab, categories=categories))
 
     def _condemn(self, records: Iterable[Record]) -> Admitted:
-        found = Admitted({}, {}, {}, [], {})
+        found = Admitted()
         for record in records:
             self._reject(found, record, RejectedEvent("crash", "handling it crashed the worker three times in a row"))
         return found

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streams.batches import Record
+
 CRASHES_FILE: Final = "crashes.json"
 IN_HAND_FILE: Final = "in-hand-{}.json"
 _CAREFUL_FROM: Final = 2
@@ -94,7 +95,7 @@ class Suspects:
 
 
 def stretches(records: Sequence[Record]) -> list[Suspicion]:
-    """Return the stretches that these records, in offset order within a topic, span."""
+    """Return the stretches that these records, in offset order within a topic, span; the ends of a run are enough."""
     spans: dict[tuple[str, int], tuple[int, int]] = {}
     for record in records:
         where = (record.topic, record.partition)

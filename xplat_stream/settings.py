@@ -68,7 +68,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     datadir: Annotated[str, Meta(min_length=1)] = ".xplat/worker"
     """RocksDB folder of one worker process; two processes need two."""
     chunk_events: Annotated[int, Meta(ge=1, le=100_000)] = 8000
-    """Most events of one partition handled, and acknowledged, together."""
+    """Most events of one partition handled, and acknowledged, together. Of a backlog larger than that: most users."""
     session_timeout_s: Annotated[float, Meta(ge=6, le=300)] = 10.0
     """How soon Kafka gives a dead worker's partitions to another."""
     cached_users: _Count = 50_000

@@ -164,6 +164,24 @@ async def test_records_read_already_are_not_delivered_again(consumer: ChunkConsu
     assert consumer._read_offset[SHOP] == 9
 
 
+async def test_a_chunk_says_how_much_lies_behind_it(consumer: ChunkConsumer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted from the end of the log that the last fetch saw; nothing where the partition was taken away meanwhile."""
+    chunks: list[Chunk] = []
+
+    async def take(chunk: Chunk) -> None:
+        chunks.append(chunk)
+
+    def taken_away(_: TP) -> int:
+        raise AssertionError
+
+    consumer.callback = take
+    for answer in (lambda _: 20, lambda _: 7, lambda _: None, taken_away):
+        monkeypatch.setattr(consumer._thread, "highwater", answer)
+        consumer._read_offset[SHOP] = None
+        await consumer._deliver(SHOP, raw_records(5, 6, 7), GENERATION)
+    assert [chunk.behind for chunk in chunks] == [12, 0, 0, 0]
+
+
 async def test_a_seek_during_a_blocked_delivery_has_the_last_word(consumer: ChunkConsumer) -> None:
     """A chunk waits for room, a rebalance seeks back, the chunk is let go: the seek's position stands."""
     sink = _Sink(consumer)
