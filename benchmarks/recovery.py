@@ -118,7 +118,7 @@ def _windows(rows: int, *, seed: int = 17) -> Callable[[], BehaviorWindow]:
 
     def make() -> BehaviorWindow:
         start = chance.randrange(_POOL - rows)
-        return BehaviorWindow(WindowSpec(), {PLATFORM: pool[start : start + rows]})
+        return BehaviorWindow(WindowSpec()).fold((PLATFORM, row) for row in pool[start : start + rows])
 
     return make
 

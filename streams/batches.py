@@ -1,18 +1,23 @@
-"""Record batches as fetched, read also where a header's name is not UTF-8.
+"""Record batches as fetched: read also where a header's name is not UTF-8, and handed on whole to whoever asks for it.
+
+aiokafka hands out record by record, through three generators, as objects that the garbage collector follows; that is
+half of what reading costs. A consumer whose `value_deserializer` is `whole_batches` gets lists of `Record` instead, a
+batch each. Which batches count (transactions, control batches, checksums) stays aiokafka's own business.
 
 Kafka's format says that a header's name is a string, no broker checks it, and any client in C can write other bytes.
 aiokafka then raises out of every fetch of that batch, so that one such record would stop its partition for ever.
 Nothing here looks at the headers of a platform's records: a batch of which aiokafka cannot read one is read by the
-page below instead, without headers. All others pass at aiokafka's own speed.
+page below instead, without headers.
 """
 
 from __future__ import annotations
 
 import struct
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from aiokafka.consumer import fetcher
+from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.record.default_records import _DefaultRecordBatchPy, _DefaultRecordPy
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import decode_varint
@@ -20,17 +25,63 @@ from aiokafka.record.util import decode_varint
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from aiokafka import TopicPartition
+
 _LENGTH_AT: Final = 8
 _LENGTH_END: Final = 12
 
 
-def forgive_header_names() -> None:
-    """Let aiokafka's consumers in this process read what they fetch through `ForgivingRecords`."""
-    fetcher.MemoryRecords = ForgivingRecords
+class Record(msgspec.Struct, gc=False):
+    """A record as fetched. `timestamp`: Kafka's time in milliseconds since 1970."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
 
 
-class ForgivingRecords:
+def whole_batches(batch: Any) -> Any:
+    """Mark the consumer that it is given to as one that takes batches whole."""
+    return batch
+
+
+def read_batches_here() -> None:
+    """Let aiokafka's consumers in this process read what they fetch by this page."""
+    fetcher.MemoryRecords = FetchedBatches
+    fetcher.PartitionRecords = opened
+
+
+def opened(  # noqa: PLR0913, PLR0917 - aiokafka calls it so
+    tp: TopicPartition,
+    records: FetchedBatches,
+    aborted_transactions: Any,
+    fetch_offset: int,
+    key_deserializer: Any,
+    value_deserializer: Any,
+    check_crcs: bool,
+    isolation_level: int,
+) -> PartitionRecords:
+    """Return the iterator over the records, or the whole batches, of one fetched partition."""
+    kind = WholeBatches if value_deserializer is whole_batches else PartitionRecords
+    records.whole = kind is WholeBatches
+    return kind(tp, records, aborted_transactions, fetch_offset, key_deserializer, None, check_crcs, isolation_level)
+
+
+class WholeBatches(PartitionRecords):
+    """aiokafka's iterator over the records of one fetched partition, where each of them is a `Batch`."""
+
+    def _consumer_record(self, tp: TopicPartition, record: Batch) -> list[Record]:
+        return record.records(tp, start=self.next_fetch_offset)
+
+
+class FetchedBatches:
     """The batches of one fetched partition; the part of aiokafka's `MemoryRecords` that its fetcher uses."""
+
+    whole = False
+    """Whether a batch gives itself for its only record."""
 
     def __init__(self, fetched: bytes) -> None:
         self._fetched = memoryview(fetched)
@@ -51,27 +102,40 @@ class ForgivingRecords:
         (length,) = struct.unpack_from(">i", self._fetched, self._at + _LENGTH_AT)
         raw = self._fetched[self._at : self._at + _LENGTH_END + length]
         self._at += len(raw)
-        return batch if batch.is_control_batch else _ForgivingBatch(batch, raw)
+        return batch if batch.is_control_batch else Batch(batch, raw, whole=self.whole)
 
 
-class _ForgivingBatch:
-    """One of aiokafka's batches, whose records are read again without headers where that is what fails."""
+class Batch:
+    """One of aiokafka's batches, whose records are read again without headers where that is what fails.
 
-    def __init__(self, batch: Any, raw: memoryview) -> None:
+    Taken `whole` it is its own and only record, with the offset of the last one in it.
+    """
+
+    def __init__(self, batch: Any, raw: memoryview, *, whole: bool) -> None:
         self._batch = batch
         self._raw = raw
+        self._whole = whole
+        self.offset: int = batch.next_offset - 1
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
 
     def __iter__(self) -> Iterator[Any]:
-        passed = 0
+        return iter([self] if self._whole else self._read())
+
+    def _read(self) -> list[Any]:
         try:
-            for record in self._batch:
-                yield record
-                passed += 1
+            return list(self._batch)
         except UnicodeDecodeError:
-            yield from islice(_HeaderlessBatch(self._raw), passed, None)
+            return list(_HeaderlessBatch(self._raw))
+
+    def records(self, tp: TopicPartition, *, start: int) -> list[Record]:
+        """Return the records from offset `start` on."""
+        topic, partition = tp
+        found = [
+            Record(topic, partition, one.offset, one.timestamp, one.key, one.value, one.headers) for one in self._read()
+        ]
+        return found if self.base_offset >= start else [one for one in found if one.offset >= start]
 
 
 class _HeaderlessBatch(_DefaultRecordBatchPy):

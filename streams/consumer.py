@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import faust
@@ -22,15 +23,16 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from streams.batches import forgive_header_names
+from streams.batches import read_batches_here, whole_batches
 from xplat_stream.errors import OffsetGap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from aiokafka import ConsumerRecord
     from aiokafka.cluster import ClusterMetadata
     from faust.types import AppT
+
+    from streams.batches import Record
 
 log = logging.getLogger("xplat.worker")
 
@@ -41,9 +43,11 @@ _POLL_S = 0.2
 class Chunk(ConsumerMessage):
     """A run of records of one partition, in offset order. `value` is the list; `offset` is the last one's."""
 
-    value: list[ConsumerRecord]
+    value: list[Record]
     start: int
     """The offset up to which everything before this chunk is done once the chunks before it are."""
+    behind: int
+    """How many records the log held behind this chunk when it was fetched."""
 
 
 class ChunkSchema(faust.Schema):
@@ -57,16 +61,28 @@ class ChunkSchema(faust.Schema):
         return message.value
 
 
+class ChunkConsumerThread(driver.AIOKafkaConsumerThread):
+    """The thread of Faust's aiokafka consumer, which fetches record batches whole."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._value_deserializer = whole_batches  # noqa: SLF001 - no argument of Faust's reaches it
+        return consumer
+
+
 class ChunkConsumer(driver.Consumer):
     """Fetches in bulk, acknowledges in order, and never commits what another generation processed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        forgive_header_names()
+        read_batches_here()
         super().__init__(*args, **kwargs)
         self._processed: dict[TP, int] = {}
         self._gaps: dict[TP, tuple[int, int]] = {}
         self._ahead: dict[TP, tuple[int, int]] = {}
         self._fetched_for = 0
+
+    def _new_consumer_thread(self) -> ChunkConsumerThread:
+        return ChunkConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:  # noqa: ASYNC109 - its signature
         # `wait_for_stopped_flow` waits for this event, which Faust sets after a fetch and never clears. Unless it
@@ -82,10 +98,10 @@ class ChunkConsumer(driver.Consumer):
                 records, active = await self._wait_next_records(_POLL_S)
                 await asyncio.sleep(0)
                 generation = self._fetched_for
-                for tp, fetched in (records or {}).items():
+                for tp, fetched in self._pieces(records or {}):
                     if not self.flow_active or generation != self.app.consumer_generation_id:
                         break  # fetched for an assignment that is over; the seek after the rebalance reads it again
-                    if fetched and (active is None or tp in active or tp in self._buffered_partitions):
+                    if active is None or tp in active or tp in self._buffered_partitions:
                         await self._deliver(tp, fetched, generation)
         except self.consumer_stopped_errors:
             if not self.transport.app.should_stop:
@@ -94,7 +110,15 @@ class ChunkConsumer(driver.Consumer):
             if not self.transport.app.should_stop:
                 raise
 
-    async def _deliver(self, tp: TP, fetched: list[ConsumerRecord], generation: int) -> None:
+    def _pieces(self, records: Mapping[TP, list[list[Record]]]) -> Iterator[tuple[TP, list[Record]]]:
+        """Yield what was fetched, batch by batch, in pieces no larger than a chunk."""
+        for tp, batches in records.items():
+            fetched = list(chain.from_iterable(batches))
+            most = self.app.conf.broker_max_poll_records or len(fetched) or 1
+            for at in range(0, len(fetched), most):
+                yield tp, fetched[at : at + most]
+
+    async def _deliver(self, tp: TP, fetched: list[Record], generation: int) -> None:
         expected = self._read_offset[tp]
         if expected is not None and fetched[0].offset < expected:
             fetched = [record for record in fetched if record.offset >= expected]
@@ -109,7 +133,7 @@ class ChunkConsumer(driver.Consumer):
             tp.partition,
             last.offset,
             last.timestamp / 1000.0,
-            last.timestamp_type,
+            None,
             None,
             None,
             fetched,
@@ -120,10 +144,17 @@ class ChunkConsumer(driver.Consumer):
             generation_id=generation,
         )
         chunk.start = first if expected is None else expected
+        chunk.behind = self._held_behind(tp, last.offset + 1)
         # Noted before the wait: a seek that happens meanwhile has the last word. And the wait ends with the flow,
         # because a rebalance empties the agent's queue without waking whoever waits for room in it.
         self._read_offset[tp] = last.offset + 1
         await self.wait_first(self.callback(chunk), self.suspend_flow.wait())
+
+    def _held_behind(self, tp: TP, end: int) -> int:
+        try:
+            return max(0, (self.highwater(tp) or 0) - end)
+        except AssertionError:  # taken away meanwhile
+            return 0
 
     async def _is_hole(self, tp: TP, expected: int, found: int) -> bool:
         """Tell whether the log itself lacks these offsets (transactions, retention), by reading again once."""

@@ -1,7 +1,9 @@
 """One lane a partition: its chunks are handled in order, different partitions side by side.
 
 While one lane waits for Triton or Kafka, another folds. What has piled up in a lane is handled together, so that load
-makes batches larger instead of latency longer, and a user touched ten times is published once.
+makes batches larger instead of latency longer, and a user touched ten times is published once. What lies in the log
+counts as piled up where it is a chunk or more: a lane that is so far behind gathers chunks for up to a second, admits
+them as they come, and takes them through the other steps together (docs/adr/0009-gather-while-behind.md).
 """
 
 from __future__ import annotations
@@ -10,18 +12,20 @@ import asyncio
 import logging
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from streams.migration import Budget, Migration
+from streams.pipeline import Admitted
 from streams.suspects import Suspects, note_in_hand
 from xplat_stream.errors import XplatError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from aiokafka import ConsumerRecord
-
+    from streams.batches import Record
+    from streams.consumer import Chunk
     from streams.migration import Progress
     from streams.pipeline import Pipeline
     from streams.recovery import Recovery
@@ -35,6 +39,9 @@ log = logging.getLogger("xplat.worker")
 _RESCORED_TOGETHER: Final = 256
 _RESCORE_SOON_S: Final = 0.05
 _RESCORE_LATER_S: Final = 1.0
+_GATHER_S: Final = 1.0
+"""As long as the group takes between two commits: what is done sooner is not committed sooner."""
+
 _WAITING_CHUNKS: Final = 4
 """Chunks a lane holds before the fetcher has to wait: memory is bounded by this times the fetch size."""
 
@@ -82,11 +89,10 @@ class Lane:
         if self.store.is_dirty:
             await self._pipeline.flush(self.store, self.partition)
         while True:
-            events = await self._next()
-            if events:
+            first = await self._next()
+            if first is not None:
                 self.busy = True
-                await self._handle([record for event in events for record in event.value])
-                for event in events:
+                for event in await self._handle(first):
                     event.ack()
                 self.busy = False
             if self.store.has_pending:
@@ -94,38 +100,68 @@ class Lane:
             if self._waiting.empty():
                 await self._migrate()
 
-    async def _next(self) -> list[Any]:
-        """Return what waits, up to the size of a chunk; nothing when it is time to score something again."""
+    async def _next(self) -> Any:
+        """Return the next chunk; None when it is time to score something again."""
         try:
             async with asyncio.timeout(self._idle_s()):
-                events = [await self._waiting.get()]
+                return await self._waiting.get()
         except TimeoutError:
-            return []
-        size = len(events[0].value)
-        while not self._waiting.empty() and size < self._chunk_events:
-            events.append(self._waiting.get_nowait())
-            size += len(events[-1].value)
-        return events
+            return None
 
     def _idle_s(self) -> float:
         release = self._pipeline.release
         wait_s = self.migration.wait_s(release.number if release else 0)
         return min(wait_s, self._rescore_in_s) if self.store.has_pending else wait_s
 
-    async def _handle(self, records: list[ConsumerRecord]) -> None:
-        if not self._suspects:
-            await self._try(records)
-            return
+    async def _handle(self, event: Any) -> list[Any]:
+        """Handle a chunk and those that join it, and return them."""
+        if self._suspects:
+            await self._handle_carefully(event.value)
+            return [event]
+        events: list[Any] = []
+        in_hand: list[Record] = []
+        admitted = Admitted()
+        until = asyncio.get_running_loop().time() + _GATHER_S
+        with self._blaming(in_hand):
+            while event is not None:
+                events.append(event)
+                records = event.value
+                in_hand += (records[0], records[-1])
+                note_in_hand(self._folder, self.partition, in_hand)
+                self._pipeline.admit(self.store, self.partition, records, into=admitted)
+                records.clear()  # of a chunk that waits for others only the offsets are needed
+                event = await self._joining(events[-1].message, admitted, until)
+            await self._pipeline.finish(self.store, self.partition, admitted)
+        return events
+
+    async def _joining(self, last: Chunk, admitted: Admitted, until: float) -> Any:
+        """Return the next chunk if it is to be handled with those up to the last one; None if not."""
+        if admitted.records < self._chunk_events and not self._waiting.empty():
+            return self._waiting.get_nowait()
+        if last.behind < self._chunk_events or len(admitted.users) >= self._chunk_events:
+            return None
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._waiting.get()
+        except TimeoutError:
+            return None
+
+    async def _handle_carefully(self, records: list[Record]) -> None:
+        """Handle records of which some may crash the worker: alone, and one by one where they did so before."""
         async with self._suspects.alone:
             for part in [[record] for record in records] if self._suspects.careful(records) else [records]:
-                await self._try(part, condemned=len(part) == 1 and self._suspects.condemned(part[0]))
+                with self._blaming(part):
+                    note_in_hand(self._folder, self.partition, part)
+                    condemned = len(part) == 1 and self._suspects.condemned(part[0])
+                    await self._pipeline.handle(self.store, self.partition, part, condemned=condemned)
             # Not before all are through: a crash in between reads the ones before again.
             self._suspects.acquit(records)
 
-    async def _try(self, records: list[ConsumerRecord], *, condemned: bool = False) -> None:
-        note_in_hand(self._folder, self.partition, records)
+    @contextmanager
+    def _blaming(self, records: Sequence[Record]) -> Iterator[None]:
+        """Blame a crash that nobody foresaw on these records, which are in hand."""
         try:
-            await self._pipeline.handle(self.store, self.partition, records, condemned=condemned)
+            yield
         except (XplatError, OSError):
             raise  # no record's fault
         except Exception:

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from xplat_stream.adapters import admit
 from xplat_stream.errors import InvalidScores, RejectedEvent, TritonUnavailable
@@ -27,14 +28,13 @@ from xplat_stream.kafka.consumer import partition_for
 from xplat_stream.kafka.topics import PROFILES, REJECTED, REKEYED, changelog_topic, platform_of
 from xplat_stream.profile import Cause, ModelRef, degraded_profile, scored_profile, unscored_profile
 from xplat_stream.serving.features import head_inputs
-from xplat_stream.state import TextEntry, UserState
+from xplat_stream.state import Publication, TextEntry, UserState
 from xplat_stream.window import Row, row_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from aiokafka import ConsumerRecord
-
+    from streams.batches import Record
     from streams.outbox import Delivery, Outbox
     from streams.shadow import Shadow
     from streams.silence import Silence
@@ -50,25 +50,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("xplat.worker")
 
-_HASHED_TEXTS: Final = 20_000
-hash_of_text = lru_cache(maxsize=_HASHED_TEXTS)(hash_text)
-"""Hashing is the dearest part of a row, and popular texts come again and again. A text is 8 kB at the very most."""
+_NAMED_TEXTS: Final = 20_000
+"""Texts kept with their hash and labels: popular ones come again and again. A text is 8 kB at the very most."""
 
 States = dict[UserId, UserState]
 Causes = Mapping[UserId, Cause]
 """Why a profile is published where it is not for behavior."""
 
 
-class Admitted(NamedTuple):
-    """A chunk sorted by what becomes of each record."""
+@dataclass
+class Admitted:
+    """Records sorted by what becomes of each. More can be added until they are taken through the other steps."""
 
-    additions: dict[UserId, list[tuple[str, Row]]]
+    records: int = 0
+    """How many there were."""
+    additions: dict[UserId, list[tuple[str, Row]]] = field(default_factory=dict)
     """Rows to fold, with their platform."""
-    users: dict[UserId, int]
-    """The users touched, with the Kafka time of their last record in the chunk, in milliseconds."""
-    texts: dict[TextHash, TextEntry]
-    letters: list[tuple[bytes | None, bytes, Headers]]
-    strays: dict[int, list[tuple[bytes | None, bytes | None, Headers]]]
+    users: dict[UserId, int] = field(default_factory=dict)
+    """The users touched, with the Kafka time of the last record of each, in milliseconds."""
+    texts: dict[TextHash, TextEntry] = field(default_factory=dict)
+    letters: list[tuple[bytes | None, bytes, Headers]] = field(default_factory=list)
+    strays: dict[int, list[tuple[bytes | None, bytes | None, Headers]]] = field(default_factory=dict)
 
 
 class Pipeline:
@@ -98,19 +100,26 @@ class Pipeline:
         self._metrics = metrics
         self._changelog = changelog_topic(settings.worker.app)
         self._source = f"//{settings.worker.app}/worker"
+        self._named = lru_cache(maxsize=_NAMED_TEXTS)(self._name)
         self.release: Release | None = None
         """The release that scores; None until the first one is announced."""
 
     async def handle(
-        self, store: PartitionStore, partition: int, records: Sequence[ConsumerRecord], *, condemned: bool = False
+        self, store: PartitionStore, partition: int, records: Sequence[Record], *, condemned: bool = False
     ) -> None:
         """Take records of one partition through every step.
 
-        When this returns, everything the records led to is acknowledged by Kafka. `condemned` records are not looked
-        at: they crashed the worker before, and become dead letters.
+        `condemned` records are not looked at: they crashed the worker before, and become dead letters.
+        """
+        admitted = self._condemn(records) if condemned else self.admit(store, partition, records)
+        await self.finish(store, partition, admitted)
+
+    async def finish(self, store: PartitionStore, partition: int, admitted: Admitted) -> None:
+        """Take what was admitted of one partition through the other steps.
+
+        When this returns, everything the records led to is acknowledged by Kafka.
         """
         release = self.release
-        admitted = self._condemn(records) if condemned else self.admit(store, partition, records)
         repaired = self.fold(store, admitted, release)
         logged = [await self._log(store, partition)]
         aside = await self._send_aside(admitted)
@@ -174,53 +183,62 @@ class Pipeline:
         self._metrics.migrated += len(causes)
         return len(profiles)
 
-    def admit(self, store: PartitionStore, partition: int, records: Sequence[ConsumerRecord]) -> Admitted:
-        """Sort records into admitted events by user, dead letters, and strays for other partitions."""
-        found = Admitted({}, {}, {}, [], {})
-        self._silence.hear(filter(None, map(platform_of, {record.topic for record in records})))
+    def admit(
+        self, store: PartitionStore, partition: int, records: Sequence[Record], *, into: Admitted | None = None
+    ) -> Admitted:
+        """Sort records into admitted events by user, dead letters, and strays for other partitions.
+
+        `into`: what was found in the records before them; it is added to and returned.
+        """
+        found = into or Admitted()
+        rejected_before = len(found.letters)
         additions, users, texts = found.additions, found.users, found.texts
+        platforms = {topic: platform_of(topic) or "" for topic in {record.topic for record in records}}
+        self._silence.hear(filter(None, platforms.values()))
         for record in records:
             topic, received_at_ms = record.topic, record.timestamp
             try:
+                platform = platforms[topic]
                 if topic == REKEYED:
                     topic, received_at_ms = _first_read(record)
-                event = admit(
-                    record.key, record.value, platform=platform_of(topic) or "", received_at_ms=received_at_ms
-                )
+                    platform = platform_of(topic) or ""
+                event = admit(record.key, record.value, platform=platform, received_at_ms=received_at_ms)
             except RejectedEvent as rejection:
                 self._reject(found, record, rejection)
                 continue
-            self._metrics.events += 1
             if event is None:
                 self._metrics.withheld += 1
                 continue
-            user_id = event.user_id
+            user_id, item = event.user_id, event.object
             rows = additions.get(user_id)
             if rows is None:
-                home = partition if store.knows(user_id) else partition_for(record.key, self._partitions)
+                home = partition if store.knows(user_id) else partition_for(user_id.encode(), self._partitions)
                 if home != partition:
                     stray = (record.key, record.value, rekeyed_headers(topic, received_at_ms))
                     found.strays.setdefault(home, []).append(stray)
                     self._metrics.rekeyed += 1
                     continue
                 rows = additions[user_id] = []
-            text = item_text(event.object)
-            text_hash = hash_of_text(text)
-            if text and text_hash not in texts:
-                item = event.object
-                labels = self._taxonomy.label_ids(iab=item.iab, categories=item.categories)
-                texts[text_hash] = TextEntry(text, labels)
-            rows.append((event.platform, row_of(event, text_hash)))
+            text_hash, entry = self._named(item_text(item), item.iab, item.categories)
+            if text_hash not in texts and entry.text:
+                texts[text_hash] = entry
+            rows.append((platform, row_of(event, text_hash)))
             users[user_id] = received_at_ms
+        found.records += len(records)
+        self._metrics.events += len(records) - (len(found.letters) - rejected_before)
         return found
 
-    def _condemn(self, records: Iterable[ConsumerRecord]) -> Admitted:
-        found = Admitted({}, {}, {}, [], {})
+    def _name(self, text: str, iab: tuple[str, ...], categories: tuple[str, ...]) -> tuple[TextHash, TextEntry]:
+        """Return the hash of an item's text, and the text with the labels that the item's platform gives it."""
+        return hash_text(text), TextEntry(text, self._taxonomy.label_ids(iab=iab, categories=categories))
+
+    def _condemn(self, records: Iterable[Record]) -> Admitted:
+        found = Admitted()
         for record in records:
             self._reject(found, record, RejectedEvent("crash", "handling it crashed the worker three times in a row"))
         return found
 
-    def _reject(self, found: Admitted, record: ConsumerRecord, rejection: RejectedEvent) -> None:
+    def _reject(self, found: Admitted, record: Record, rejection: RejectedEvent) -> None:
         origin = Origin(record.topic, record.partition, record.offset, record.timestamp)
         found.letters.append((record.key, *dead_letter(record.value, rejection, origin)))
         self._metrics.rejected[rejection.reason] = self._metrics.rejected.get(rejection.reason, 0) + 1
@@ -388,14 +406,15 @@ class Pipeline:
 
 
 def _next_revision(state: UserState) -> UserState:
-    return UserState(state.window, state.publication._replace(revision=state.publication.revision + 1))
+    revision, release, scores, pending = state.publication
+    return UserState(state.window, Publication(revision + 1, release, scores, pending))
 
 
 def _pending(state: UserState) -> UserState:
     return UserState(state.window, state.publication._replace(pending=True))
 
 
-def _first_read(record: ConsumerRecord) -> tuple[str, int]:
+def _first_read(record: Record) -> tuple[str, int]:
     """Return topic and Kafka time under which a rekeyed record was first read. Raises `RejectedEvent`."""
     try:
         return first_read(record.headers)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 from aiokafka.errors import KafkaError
 
-from streams.store import STORE_FORMAT, PartitionStore
+from streams.store import STORE_FORMAT, PartitionStore, StoreMemory
 from xplat_stream.errors import DamagedState, DeliveryError, StateError
 from xplat_stream.kafka.log import committed, read_span, spans
 from xplat_stream.kafka.topics import changelog_topic, topic_facts
@@ -81,6 +81,8 @@ class Recovery:
         self._metrics = metrics
         self._topic = changelog_topic(settings.worker.app)
         self._spec = WindowSpec(settings.window.per_platform, settings.window.horizon)
+        self._memory = StoreMemory(settings.worker.rocksdb_mb)
+        self._cached_users = settings.worker.cached_users
         self._running: asyncio.Future[dict[int, PartitionStore]] | None = None
 
     async def restore(self, partitions: Iterable[int], over: threading.Event) -> dict[int, PartitionStore]:
@@ -98,6 +100,7 @@ class Recovery:
         if over.is_set():
             return {}
         changelogs = [changelog._replace(end=ends[changelog.partition]) for changelog in changelogs]
+        self._cached_users = max(1, self._settings.worker.cached_users // len(wanted))
         running = self._running = asyncio.ensure_future(asyncio.to_thread(self._restored_all, changelogs, facts, over))
         stores = await asyncio.shield(running)
         if self._running is not running:
@@ -230,7 +233,7 @@ class Recovery:
             raise DeliveryError(message, left=changelog.end - end)
 
     def _opened(self, partition: int) -> PartitionStore:
-        return PartitionStore(self._folder(partition), self._spec, cached_users=self._settings.worker.cached_users)
+        return PartitionStore(self._folder(partition), self._spec, cached_users=self._cached_users, memory=self._memory)
 
     def _folder(self, partition: int) -> Path:
         return Path(self._settings.worker.datadir) / f"partition-{partition}"

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from functools import reduce
 from typing import TYPE_CHECKING, Final
 
-from rocksdict import BlockBasedOptions, Cache, Options, Rdict, WriteBatch
+from rocksdict import BlockBasedOptions, Cache, Options, Rdict, WriteBatch, WriteBufferManager
 
 from xplat_stream.errors import DamagedState, LostLease, StateError
 from xplat_stream.event import TEXT_HASH_BYTES, TextHash, UserId
@@ -53,9 +53,11 @@ _PENDING_PREFIX: Final = b"p"
 _UNSENT_TEXTS: Final = b"u"
 _LAST_WRITTEN: Final = b"a"
 _MEMTABLE_BYTES: Final = 16 << 20
-_BLOCK_CACHE_BYTES: Final = 32 << 20
-_KNOWN_TEXTS: Final = 500_000
-"""Hashes held in memory to spare a look into RocksDB: about 50 MB."""
+_OWN_MB: Final = 32
+"""Memory of a store that shares none with others."""
+
+_KNOWN_TEXTS: Final = 100_000
+"""Hashes held in memory to spare a look into RocksDB: about 10 MB."""
 
 _KEPT_ASIDE: Final = 3
 """Folders set aside that are kept for each partition, the newest ones."""
@@ -109,6 +111,18 @@ def set_aside(path: Path, why: str) -> Path:
     return aside
 
 
+class StoreMemory:
+    """The memory that RocksDB may take for all stores of a process together, in megabytes.
+
+    Blocks read from disk, their indexes and filters, and changes that are not on disk yet, half of it at the most for
+    these, count against one limit.
+    """
+
+    def __init__(self, megabytes: int) -> None:
+        self.blocks = Cache(megabytes << 20)
+        self.changes = WriteBufferManager.new_write_buffer_manager_with_cache(megabytes << 19, False, self.blocks)
+
+
 class PartitionStore:
     """The windows and texts of the users of one partition.
 
@@ -119,10 +133,11 @@ class PartitionStore:
     the disk fails or is full, which leaves the folder where it is.
     """
 
-    def __init__(self, path: Path, spec: WindowSpec, *, cached_users: int) -> None:
+    def __init__(self, path: Path, spec: WindowSpec, *, cached_users: int, memory: StoreMemory | None = None) -> None:
         self.spec = spec
         self.path = path
         self._cached_users = cached_users
+        self._memory = memory or StoreMemory(_OWN_MB)
         self._users: dict[UserId, UserState] = {}
         self._dirty: dict[bytes, bytes] = {}
         self._known_texts: set[TextHash] = set()
@@ -386,8 +401,11 @@ class PartitionStore:
         options = Options(raw_mode=True)
         options.create_if_missing(create_if_missing=True)
         options.set_write_buffer_size(_MEMTABLE_BYTES)
+        options.set_write_buffer_manager(self._memory.changes)
         blocks = BlockBasedOptions()
-        blocks.set_block_cache(Cache(_BLOCK_CACHE_BYTES))
+        blocks.set_block_cache(self._memory.blocks)
+        blocks.set_cache_index_and_filter_blocks(True)
+        blocks.set_pin_l0_filter_and_index_blocks_in_cache(True)
         blocks.set_bloom_filter(10, block_based=False)
         options.set_block_based_table_factory(blocks)
         try:

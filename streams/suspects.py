@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from aiokafka import ConsumerRecord
+    from streams.batches import Record
 
 CRASHES_FILE: Final = "crashes.json"
 IN_HAND_FILE: Final = "in-hand-{}.json"
@@ -34,7 +34,7 @@ class Suspicion(msgspec.Struct, frozen=True):
     last: int
     crashes: int = 0
 
-    def covers(self, record: ConsumerRecord) -> bool:
+    def covers(self, record: Record) -> bool:
         """Tell whether a record lies in this stretch."""
         return (self.topic, self.partition) == (record.topic, record.partition) and (
             self.first <= record.offset <= self.last
@@ -61,22 +61,22 @@ class Suspects:
     def __bool__(self) -> bool:
         return bool(self._held)
 
-    def careful(self, records: Iterable[ConsumerRecord]) -> bool:
+    def careful(self, records: Iterable[Record]) -> bool:
         """Tell whether these records have to be handled one by one."""
         wary = [one for one in self._held if one.crashes >= _CAREFUL_FROM]
         return bool(wary) and any(one.covers(record) for record in records for one in wary)
 
-    def condemned(self, record: ConsumerRecord) -> bool:
+    def condemned(self, record: Record) -> bool:
         """Tell whether this very record crashed the worker too often."""
         return any(
             one.first == one.last and one.crashes >= _CONDEMNED_FROM and one.covers(record) for one in self._held
         )
 
-    def blame(self, records: Sequence[ConsumerRecord]) -> None:
+    def blame(self, records: Sequence[Record]) -> None:
         """Blame a crash on records, once more where they were blamed before."""
         self._write(_blamed(self._held, stretches(records)))
 
-    def acquit(self, records: Sequence[ConsumerRecord]) -> None:
+    def acquit(self, records: Sequence[Record]) -> None:
         """Forget suspicions that these records, handled without a crash, end."""
         passed = stretches(records)
         left = [
@@ -94,8 +94,8 @@ class Suspects:
         staged.replace(self._file)
 
 
-def stretches(records: Sequence[ConsumerRecord]) -> list[Suspicion]:
-    """Return the stretches that these records, in offset order within a topic, span."""
+def stretches(records: Sequence[Record]) -> list[Suspicion]:
+    """Return the stretches that these records, in offset order within a topic, span; the ends of a run are enough."""
     spans: dict[tuple[str, int], tuple[int, int]] = {}
     for record in records:
         where = (record.topic, record.partition)
@@ -103,7 +103,7 @@ def stretches(records: Sequence[ConsumerRecord]) -> list[Suspicion]:
     return [Suspicion(topic, partition, first, last) for (topic, partition), (first, last) in spans.items()]
 
 
-def note_in_hand(folder: Path, partition: int, records: Sequence[ConsumerRecord]) -> None:
+def note_in_hand(folder: Path, partition: int, records: Sequence[Record]) -> None:
     """Leave word of what is being handled, for the case that the process dies without one; no records, no word."""
     path = folder / IN_HAND_FILE.format(partition)
     if records:

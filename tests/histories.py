@@ -215,10 +215,10 @@ class SteppedPipeline(Pipeline):
         )
         self._steps = steps
 
-    def admit(self, *arguments: Any) -> Any:
+    def admit(self, *arguments: Any, **options: Any) -> Any:
         """See `Pipeline.admit`."""
         self._steps.reach("before admit")
-        admitted = super().admit(*arguments)
+        admitted = super().admit(*arguments, **options)
         self._steps.reach("after admit")
         return admitted
 
@@ -427,7 +427,12 @@ class Worker:
             await self.pipeline.flush(self.store, self.partition)
 
     async def _chunk(self, records: list[SimpleNamespace], ends: dict[str, int], *, commit: bool) -> None:
-        await self.pipeline.handle(self.store, self.partition, records)
+        """Gather two chunks and take them through the other steps together, as a lane does that is behind."""
+        admitted = self.pipeline.admit(self.store, self.partition, records[:1])
+        if records[1:]:
+            await self.steps.wait("between chunks")
+            self.pipeline.admit(self.store, self.partition, records[1:], into=admitted)
+        await self.pipeline.finish(self.store, self.partition, admitted)
         await self._acknowledge(ends, commit=commit)
 
     async def _rescore(self) -> None:

@@ -130,15 +130,16 @@ def unscored_profile(
     cause: Cause = "behavior",
 ) -> Profile:
     """Return the profile of a user whom no model has scored yet: the window alone."""
+    window_ref = _window_ref(window)
     return Profile(
         user_id=user_id,
         revision=revision,
         status=status,
         cause=cause,
-        as_of=instant(window.end),
+        as_of=window_ref.end,
         taxonomy=_taxonomy_ref(taxonomy),
         model=ModelRef(0),
-        window=_window_ref(window),
+        window=window_ref,
     )
 
 

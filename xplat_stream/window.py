@@ -4,8 +4,9 @@ A user's window is, for each platform, the top `per_platform` events by (occurre
 of the set of that user's admitted events inside [T - horizon, T], where T is the largest `occurred_at` seen for that
 user on any platform. Merging is union followed by the same truncation: associative, commutative, idempotent.
 
-An event is kept as one **row**: bytes of fixed length whose lexicographic order *is* that order, so that folding is
-list insertion and two windows are equal exactly when their bytes are::
+An event is kept as one **row**: bytes of fixed length whose lexicographic order *is* that order, and a platform's
+events as one **block**: its rows, sorted, one behind the other. Newer events are appended to it, truncation cuts its
+front off. A window in memory is what lies on disk, so two windows are equal exactly when their bytes are::
 
     occurred_at 8 | event digest 16 | content hash 8 | text hash 8 | action 1        41 bytes, big-endian
 
@@ -15,10 +16,10 @@ remove those after it would have removed the fallen one. What is gone stays gone
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass, field
 from datetime import timedelta
 from hashlib import blake2b
+from operator import lt
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from xplat_stream.event import ACTION_INDEX, ACTIONS, TEXT_HASH_BYTES, Event, Millis, TextHash, hash_text, item_text
@@ -34,7 +35,9 @@ _TIME_END: Final = 8
 _DIGEST_END: Final = 24
 _CONTENT_END: Final = 32
 _TEXT_END: Final = 32 + TEXT_HASH_BYTES
+_TIME_END_BACK: Final = _TIME_END - ROW_BYTES
 _EMPTY_TEXT: Final = hash_text("")
+_FORMAT: Final = bytes((FORMAT,))
 
 
 @dataclass(frozen=True)
@@ -115,61 +118,54 @@ def packed_end(packed: bytes, start: int = 0) -> Millis:
 class BehaviorWindow:
     """The recent behavior of one user. Folding returns a new window; a window never changes."""
 
-    __slots__ = ("_packed", "_platforms", "end", "spec")
+    __slots__ = ("_packed", "end", "spec")
 
-    def __init__(self, spec: WindowSpec, platforms: dict[str, list[Row]] | None = None) -> None:
+    def __init__(self, spec: WindowSpec, blocks: dict[str, bytes] | None = None) -> None:
         self.spec = spec
-        self._platforms = {} if platforms is None else self._truncated(platforms)
-        self._packed: bytes | None = None
-        self.end: Millis = (
-            occurred_at(max([rows[-1] for rows in self._platforms.values()])) if self._platforms else Millis(0)
-        )
+        newest = b""
+        for block in (blocks or {}).values():
+            newest = max(newest, block[-ROW_BYTES:_TIME_END_BACK])
+        self.end = Millis(int.from_bytes(newest, "big"))
         """T: the largest event time in the window, 0 when it is empty."""
+        self._packed = self._pack(blocks or {})
 
     def fold(self, additions: Iterable[tuple[str, Row]]) -> Self:
         """Return this window with `(platform, row)` pairs added under the law."""
-        platforms = dict(self._platforms)
-        copied: set[str] = set()
+        added: dict[str, list[Row]] = {}
         for platform, row in additions:
-            rows = platforms.get(platform)
+            rows = added.get(platform)
             if rows is None:
-                platforms[platform] = [row]
-                copied.add(platform)
-                continue
-            if platform not in copied:
-                rows = platforms[platform] = rows.copy()
-                copied.add(platform)
-            if row > rows[-1]:
-                rows.append(row)
+                added[platform] = [row]
             else:
-                at = bisect_left(rows, row)
-                if rows[at] != row:
-                    rows.insert(at, row)
-        return type(self)(self.spec, platforms) if copied else self
+                rows.append(row)
+        if not added:
+            return self
+        blocks = _blocks(self._packed)
+        for platform, rows in added.items():
+            blocks[platform] = _joined(blocks.get(platform, b""), rows)
+        return type(self)(self.spec, blocks)
 
     def merge(self, other: Self) -> Self:
         """Return the union of two windows of the same user, truncated."""
-        platforms = dict(self._platforms)
-        for platform, rows in other._platforms.items():
-            mine = platforms.get(platform)
-            platforms[platform] = rows if mine is None or mine == rows else sorted({*mine, *rows})
-        return type(self)(self.spec, platforms)
+        blocks = _blocks(self._packed)
+        for platform, block in _blocks(other._packed).items():
+            mine = blocks.get(platform, b"")
+            blocks[platform] = block if mine == block else _joined(mine, _rows(block))
+        return type(self)(self.spec, blocks)
 
-    def _truncated(self, platforms: dict[str, list[Row]]) -> dict[str, list[Row]]:
-        if not platforms:
-            return platforms
-        keep = self.spec.per_platform
-        newest = max([rows[-1] for rows in platforms.values()])
-        start = max(0, int.from_bytes(newest[:_TIME_END], "big") - self.spec.horizon_ms).to_bytes(_TIME_END, "big")
-        for platform, rows in list(platforms.items()):
-            drop = len(rows) - keep
-            if rows[0] < start:
-                drop = max(drop, bisect_left(rows, start))
-            if drop >= len(rows):
-                del platforms[platform]
-            elif drop > 0:
-                platforms[platform] = rows[drop:]
-        return platforms
+    def _pack(self, blocks: dict[str, bytes]) -> bytes:
+        """Return the blocks, truncated, as they lie on disk."""
+        keep = self.spec.per_platform * ROW_BYTES
+        start = self.start.to_bytes(_TIME_END, "big")
+        parts = [_FORMAT]
+        for platform in sorted(blocks):
+            block = blocks[platform][-keep:]
+            if block < start:
+                block = block[_position(block, start) :]
+            if block:
+                name = platform.encode()
+                parts += (len(name).to_bytes(), name, (len(block) // ROW_BYTES).to_bytes(2, "big"), block)
+        return b"".join(parts)
 
     @property
     def start(self) -> Millis:
@@ -179,7 +175,7 @@ class BehaviorWindow:
     @property
     def conflicts(self) -> int:
         """How many rows share their event id with another row: one id published with two contents."""
-        return sum(map(len, self._platforms.values())) - len(self._readable_rows())
+        return len(self) - len(self._readable_rows())
 
     def count_late(self, additions: Iterable[tuple[str, Row]]) -> int:
         """Return how many of these rows lie before the horizon: they changed nothing."""
@@ -193,8 +189,8 @@ class BehaviorWindow:
 
     def rows(self) -> Iterator[tuple[str, Row]]:
         """Yield every `(platform, row)`, platform by platform, oldest first."""
-        for platform in sorted(self._platforms):
-            for row in self._platforms[platform]:
+        for platform, block in _blocks(self._packed).items():
+            for row in _rows(block):
                 yield platform, row
 
     def events(self) -> list[WindowEvent]:
@@ -203,9 +199,11 @@ class BehaviorWindow:
 
     def text_hashes(self) -> set[TextHash]:
         """Return the texts this window refers to, the empty text left out."""
-        return {TextHash(row[_CONTENT_END:_TEXT_END]) for rows in self._platforms.values() for row in rows} - {
-            _EMPTY_TEXT
-        }
+        return {
+            TextHash(block[at : at + TEXT_HASH_BYTES])
+            for block in _blocks(self._packed).values()
+            for at in range(_CONTENT_END, len(block), ROW_BYTES)
+        } - {_EMPTY_TEXT}
 
     def _readable_rows(self) -> list[tuple[str, Row]]:
         everything = list(self.rows())
@@ -222,34 +220,23 @@ class BehaviorWindow:
 
     def counts(self) -> dict[str, int]:
         """Return how many events of each platform the window holds."""
-        return {platform: len(self._platforms[platform]) for platform in sorted(self._platforms)}
+        return {platform: len(block) // ROW_BYTES for platform, block in _blocks(self._packed).items()}
 
     def __len__(self) -> int:
-        return sum(map(len, self._platforms.values()))
+        return sum(self.counts().values())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, BehaviorWindow) and bytes(self) == bytes(other)
+        return isinstance(other, BehaviorWindow) and self._packed == other._packed
 
     def __hash__(self) -> int:
-        return hash(bytes(self))
+        return hash(self._packed)
 
     def __repr__(self) -> str:
         return f"BehaviorWindow({self.counts()}, end={self.end})"
 
     def __bytes__(self) -> bytes:
-        """Pack: format 1 | per platform, by name: length 1, name, count 2, rows. Equal windows, equal bytes."""
-        if self._packed is None:
-            self._packed = self._pack()
+        """Pack: format 1 | per platform, by name: length 1, name, count 2, block. Equal windows, equal bytes."""
         return self._packed
-
-    def _pack(self) -> bytes:
-        parts = [bytes((FORMAT,))]
-        for platform in sorted(self._platforms):
-            rows = self._platforms[platform]
-            name = platform.encode()
-            parts.append(bytes((len(name),)) + name + len(rows).to_bytes(2, "big"))
-            parts.extend(rows)
-        return b"".join(parts)
 
     @classmethod
     def from_bytes(cls, spec: WindowSpec, packed: bytes | memoryview) -> Self:
@@ -261,20 +248,57 @@ class BehaviorWindow:
         if not raw or raw[0] != FORMAT:
             message = f"window format is {raw[:1].hex() or 'absent'}; expected {FORMAT:02x}"
             raise ValueError(message)
-        platforms: dict[str, list[Row]] = {}
-        at, end = 1, len(raw)
-        while at < end:
-            name_end = at + 1 + raw[at]
-            rows_start = name_end + 2
-            rows_end = rows_start + ROW_BYTES * int.from_bytes(raw[name_end:rows_start], "big")
-            if rows_end > end or rows_end == rows_start:
-                message = f"window of {end} bytes ends inside a platform; expected {rows_end}"
+        blocks = _blocks(raw)
+        for block in blocks.values():
+            if not block:
+                message = f"window of {len(raw)} bytes holds a platform without events; expected at least one"
                 raise ValueError(message)
-            if max(raw[rows_start + ROW_BYTES - 1 : rows_end : ROW_BYTES]) >= len(ACTIONS):
+            if max(block[ROW_BYTES - 1 :: ROW_BYTES]) >= len(ACTIONS):
                 message = f"window holds an action unknown here; expected one of {len(ACTIONS)}"
                 raise ValueError(message)
-            platforms[raw[at + 1 : name_end].decode()] = [
-                raw[i : i + ROW_BYTES] for i in range(rows_start, rows_end, ROW_BYTES)
-            ]
-            at = rows_end
-        return cls(spec, platforms)
+        return cls(spec, blocks)
+
+
+def _blocks(packed: bytes) -> dict[str, bytes]:
+    """Return the blocks of a packed window, by platform, in order of their names.
+
+    Raises `ValueError` for a wrong length.
+    """
+    blocks: dict[str, bytes] = {}
+    at, end = 1, len(packed)
+    while at < end:
+        name_end = at + 1 + packed[at]
+        start = name_end + 2
+        block_end = start + ROW_BYTES * int.from_bytes(packed[name_end:start], "big")
+        blocks[packed[at + 1 : name_end].decode()] = packed[start:block_end]
+        at = block_end
+    if at > end:
+        message = f"window of {end} bytes ends inside a platform; expected {at}"
+        raise ValueError(message)
+    return blocks
+
+
+def _rows(block: bytes) -> list[Row]:
+    return [block[at : at + ROW_BYTES] for at in range(0, len(block), ROW_BYTES)]
+
+
+def _position(block: bytes, row: bytes) -> int:
+    """Return where in a block a row, or a time, belongs: before it lie the bytes of all that is less."""
+    low, high = 0, len(block) // ROW_BYTES
+    while low < high:
+        middle = (low + high) // 2
+        if block[middle * ROW_BYTES : (middle + 1) * ROW_BYTES] < row:
+            low = middle + 1
+        else:
+            high = middle
+    return low * ROW_BYTES
+
+
+def _joined(block: bytes, rows: list[Row]) -> bytes:
+    """Return the union of a block and at least one row, as a block."""
+    if len(rows) > 1 and not all(map(lt, rows, rows[1:])):
+        rows = sorted(set(rows))
+    if block[-ROW_BYTES:] >= rows[0]:  # not all are newer than what is there
+        at = _position(block, rows[0])
+        block, rows = block[:at], sorted({*_rows(block[at:]), *rows})
+    return block + b"".join(rows)

@@ -234,12 +234,13 @@ def _unconnected_app() -> faust.App:
 
 
 @pytest.fixture
-async def consumer() -> AsyncIterator[ChunkConsumer]:
-    """Yield a consumer of an app that is connected to nothing."""
+async def consumer(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ChunkConsumer]:
+    """Yield a consumer of an app that is connected to nothing, and knows no end of any log."""
     app = _unconnected_app()
     app.transport = transport_for(app)
     made = app.consumer
     assert isinstance(made, ChunkConsumer)
+    monkeypatch.setattr(made._thread, "highwater", lambda _: None)
     made.resume_flow()
     yield made
     made._thread.thread_loop.close()  # made with the object, closed by the thread that never ran

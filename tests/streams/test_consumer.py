@@ -164,6 +164,24 @@ async def test_records_read_already_are_not_delivered_again(consumer: ChunkConsu
     assert consumer._read_offset[SHOP] == 9
 
 
+async def test_a_chunk_says_how_much_lies_behind_it(consumer: ChunkConsumer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted from the end of the log that the last fetch saw; nothing where the partition was taken away meanwhile."""
+    chunks: list[Chunk] = []
+
+    async def take(chunk: Chunk) -> None:
+        chunks.append(chunk)
+
+    def taken_away(_: TP) -> int:
+        raise AssertionError
+
+    consumer.callback = take
+    for answer in (lambda _: 20, lambda _: 7, lambda _: None, taken_away):
+        monkeypatch.setattr(consumer._thread, "highwater", answer)
+        consumer._read_offset[SHOP] = None
+        await consumer._deliver(SHOP, raw_records(5, 6, 7), GENERATION)
+    assert [chunk.behind for chunk in chunks] == [12, 0, 0, 0]
+
+
 async def test_a_seek_during_a_blocked_delivery_has_the_last_word(consumer: ChunkConsumer) -> None:
     """A chunk waits for room, a rebalance seeks back, the chunk is let go: the seek's position stands."""
     sink = _Sink(consumer)
@@ -229,9 +247,13 @@ async def test_stopping_the_flow_waits_for_the_fetch_under_way(
 async def test_what_is_fetched_after_a_rebalance_is_delivered(
     consumer: ChunkConsumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loop began to wait for the flow under the old assignment; what it fetches then is of the new one."""
+    """The loop began to wait for the flow under the old assignment; what it fetches then is of the new one.
+
+    Batches are joined, and cut into chunks of the size that is set.
+    """
+    consumer.app.conf.broker_max_poll_records = 3
     sink = _Sink(consumer)
-    fetches: list[dict[TP, Any]] = [{SHOP: raw_records(5, 6)}]
+    fetches: list[dict[TP, Any]] = [{SHOP: [raw_records(5), raw_records(6, 7, 8)]}]
     delivered = asyncio.Event()
 
     async def getmany(*_: Any, **__: Any) -> dict[TP, Any]:
@@ -250,7 +272,7 @@ async def test_what_is_fetched_after_a_rebalance_is_delivered(
     consumer._read_offset[SHOP] = 5
     consumer.resume_flow()
     await asyncio.wait_for(delivered.wait(), 5)
-    assert sink.offsets == [[5, 6]]
+    assert sink.offsets == [[5, 6, 7], [8]]
     draining.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await draining

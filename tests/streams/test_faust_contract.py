@@ -90,6 +90,10 @@ CONTRACT: dict[str, tuple[str, str]] = {
         "f1d483b861b0328b4f0be90a4abc3f95063d52573c87db4a87b6016105f2b7de",
         "ChunkConsumer.seek_to_committed adds to its answer",
     ),
+    "faust.transport.drivers.aiokafka:Consumer._new_consumer_thread": (
+        "0870ec53dea75083995e3565c0f0a25a1c63ecceaeb238e92e2585e3623af5a9",
+        "ChunkConsumer makes a thread of its own, whose consumer takes batches whole",
+    ),
     "faust.transport.drivers.aiokafka:AIOKafkaConsumerThread._create_worker_consumer": (
         "c2701bfc3e6f6cad95c2be36d6a255a86e2c57d18d36cc1082b5fb5c482d99d7",
         "the assignor, max_poll_records and fetch size of ours are passed here",

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from streams.lanes import Lanes
+from streams.pipeline import Admitted
 from streams.recovery import Recovery
 from streams.store import PartitionStore
 from streams.suspects import Suspects
@@ -33,11 +34,11 @@ PATIENCE_S = 5.0
 class FakeEvent:
     """What Faust hands over: a chunk's records, by offset, and whether they were acknowledged."""
 
-    def __init__(self, *offsets: int, partition: int = 0) -> None:
+    def __init__(self, *offsets: int, partition: int = 0, behind: int = 0) -> None:
         self.value = [
             SimpleNamespace(topic="behavior.shop.v1", partition=partition, offset=offset) for offset in offsets
         ]
-        self.message = SimpleNamespace(partition=partition)
+        self.message = SimpleNamespace(partition=partition, behind=behind)
         self.acked = False
 
     def ack(self) -> None:
@@ -53,6 +54,7 @@ class FakePipeline:
         self.condemned: list[Any] = []
         self.flushed: list[bytes] = []
         self.rescored: list[list[UserId]] = []
+        self.admitted = asyncio.Event()
         self.entered = asyncio.Event()
         self.may_go_on = asyncio.Event()
         self.may_go_on.set()
@@ -61,15 +63,28 @@ class FakePipeline:
         self.release: SimpleNamespace | None = None
 
     async def handle(
-        self, _store: PartitionStore, _partition: int, records: list[Any], *, condemned: bool = False
+        self, store: PartitionStore, partition: int, records: list[Any], *, condemned: bool = False
     ) -> None:
         """Take the records."""
         if condemned:
             self.condemned += [record.offset for record in records]
             return
+        admitted = Admitted()
+        self.admit(store, partition, records, into=admitted)
+        await self.finish(store, partition, admitted)
+
+    def admit(self, _store: PartitionStore, _partition: int, records: list[Any], *, into: Admitted) -> None:
+        """Note their offsets."""
+        into.records += len(records)
+        into.users |= {UserId(f"user-{record.offset}"): record.offset for record in records}
+        into.letters += [record.offset for record in records]
+        self.admitted.set()
+
+    async def finish(self, _store: PartitionStore, _partition: int, admitted: Admitted) -> None:
+        """Take what was admitted."""
         self.entered.set()
         await self.may_go_on.wait()
-        offsets = [record.offset for record in records]
+        offsets = list(admitted.letters)
         if self.fault and (self.poison is None or self.poison in offsets):
             raise self.fault
         self.handled.append(offsets)
@@ -157,15 +172,72 @@ async def test_what_has_piled_up_is_handled_together(owned: Callable[..., Lanes]
     await lanes.let_go()
 
 
+async def test_a_lane_that_is_behind_gathers(owned: Callable[..., Lanes]) -> None:
+    """While the log holds a chunk or more behind the last one, the next one joins, also beyond the chunk size."""
+    pipeline = FakePipeline()
+    lanes = owned(pipeline)
+    await lanes.take_over([0])
+    events = [FakeEvent(at, at, at, behind=4 + at) for at in (9, 6, 3)] + [FakeEvent(0, behind=3)]
+    for event in events:
+        pipeline.admitted.clear()
+        await lanes.put(event)
+        await pipeline.admitted.wait()
+    await until(lambda: events[-1].acked)
+    assert pipeline.handled == [[9, 9, 9, 6, 6, 6, 3, 3, 3, 0]]
+    assert all(event.acked for event in events)
+    await lanes.let_go()
+
+
+@pytest.mark.parametrize("limit", ["time", "users"])
+async def test_gathering_ends(owned: Callable[..., Lanes], monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    """When its time is over, though nothing more came; and when there are as many users as a chunk has events."""
+    if limit == "time":
+        monkeypatch.setattr("streams.lanes._GATHER_S", 0)
+    pipeline = FakePipeline()
+    lanes = owned(pipeline)
+    await lanes.take_over([0])
+    event = FakeEvent(*range(1 if limit == "time" else 4), behind=1_000)
+    await lanes.put(event)
+    await until(lambda: event.acked)
+    await lanes.let_go()
+
+
+async def test_letting_go_of_what_is_gathered_acknowledges_nothing(owned: Callable[..., Lanes]) -> None:
+    """It is read again by whoever owns the partition then."""
+    pipeline = FakePipeline()
+    lanes = owned(pipeline)
+    await lanes.take_over([0])
+    event = FakeEvent(1, behind=1_000)
+    await lanes.put(event)
+    await pipeline.admitted.wait()
+    await lanes.let_go()
+    assert (event.acked, pipeline.handled) == (False, [])
+
+
+async def test_a_crash_is_blamed_on_all_that_was_gathered(owned: Callable[..., Lanes], settings: Settings) -> None:
+    """Any of the records may have led to it."""
+    failures: list[BaseException] = []
+    pipeline = FakePipeline()
+    pipeline.fault = RuntimeError("unforeseen")
+    lanes = owned(pipeline, failures)
+    await lanes.take_over([0])
+    await lanes.put(FakeEvent(1, 2, behind=1_000))
+    await lanes.put(FakeEvent(3, 4))
+    await until(lambda: bool(failures))
+    await lanes.let_go()
+    (held,) = msgspec.json.decode((Path(settings.worker.datadir) / "crashes.json").read_bytes())
+    assert (held["first"], held["last"], held["crashes"]) == (1, 4, 1)
+
+
 async def test_partitions_do_not_wait_for_each_other(owned: Callable[..., Lanes]) -> None:
     """While one lane waits for Triton or Kafka, another goes on."""
 
     class Slow(FakePipeline):
-        async def handle(self, store: PartitionStore, partition: int, records: list[Any], **options: Any) -> None:
+        async def finish(self, store: PartitionStore, partition: int, admitted: Admitted) -> None:
             if partition == 0:
                 self.entered.set()
                 await asyncio.Event().wait()
-            await super().handle(store, partition, records, **options)
+            await super().finish(store, partition, admitted)
 
     pipeline = Slow()
     lanes = owned(pipeline)

@@ -30,6 +30,7 @@ def test_the_defaults_are_pinned(tmp_path: Path) -> None:
             "chunk_events": 8000,
             "session_timeout_s": 10.0,
             "cached_users": 50_000,
+            "rocksdb_mb": 128,
             "publish_timeout_s": 30.0,
             "metadata_interval_s": 5.0,
             "stall_timeout_s": 120.0,

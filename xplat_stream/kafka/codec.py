@@ -246,10 +246,10 @@ def rekeyed_headers(topic: str, received_at_ms: int) -> Headers:
     return [("topic", topic.encode()), ("received-at-ms", str(received_at_ms).encode())]
 
 
-def first_read(headers: Iterable[tuple[str, bytes]]) -> tuple[str, int]:
+def first_read(headers: Iterable[tuple[str, bytes | None]]) -> tuple[str, int]:
     """Return the topic and Kafka time under which a rekeyed record was first read.
 
     Raises `KeyError` or `ValueError` when the record was not written by a worker.
     """
-    named = dict(headers)
+    named = {name: said for name, said in headers if said is not None}
     return named["topic"].decode(), int(named["received-at-ms"])
