@@ -104,7 +104,8 @@ def _progress(path: Path, result: FoldResult, traces: Mapping[str, Trace]) -> Pa
     panel = figure.subplots()
     for run in result.peers:
         trace = traces[run.name]
-        cpu_s = np.interp([step.at_ms for step in trace.steps], *zip(*trace.samples, strict=True))
+        sampled_at_ms, sampled_s = np.array(trace.samples).T
+        cpu_s = np.interp([step.at_ms for step in trace.steps], sampled_at_ms, sampled_s)
         panel.plot(
             [0.0, *cpu_s],
             [0.0, *(step.folded / trace.steps[-1].folded for step in trace.steps)],

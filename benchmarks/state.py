@@ -86,7 +86,9 @@ def _measure(path: Path, users: int, window: int) -> StateSize:
     try:
         for number, rows in enumerate(_rows(users, window), 1):
             user = UserId(f"user-{number:06d}")
-            store.put_user(user, UserState(BehaviorWindow(spec, {"bench": rows}), Publication(revision=window)))
+            store.put_user(
+                user, UserState(BehaviorWindow(spec, {"bench": b"".join(rows)}), Publication(revision=window))
+            )
             if number % _FLUSH_EVERY == 0 or number == users:
                 changelog += _batch_bytes(store.write())
     finally:
