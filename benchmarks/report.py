@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from benchmarks.peers.ours import OURS
+from benchmarks.trace import cpu_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,29 +90,30 @@ def _bars(path: Path, result: FoldResult) -> Path:
         panel.bar_label(bars, labels=[f" {value:,}" for value in values], fontsize=8)
         panel.set_xlabel(label)
         panel.margins(x=0.18)
+        panel.locator_params(axis="x", nbins=4)
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
     return path
 
 
 def _progress(path: Path, result: FoldResult, traces: Mapping[str, Trace]) -> Path:
-    """Draw the events folded over time: start-up, warm-up and evenness."""
+    """Draw the events folded over processor time: start-up, warm-up and evenness, whatever else the machine did."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     panel = figure.subplots()
     for run in result.peers:
         trace = traces[run.name]
-        begin = trace.samples[0].at_ms
         panel.plot(
-            [0.0, *((step.at_ms - begin) / 1000 for step in trace.steps)],
+            [0.0, *cpu_at(trace, [step.at_ms for step in trace.steps])],
             [0.0, *(step.folded / trace.steps[-1].folded for step in trace.steps)],
-            label=run.title,
+            label=f"{run.title}, a tenth of the events" if run.events < result.events // 2 else run.title,
+            color=_OURS_COLOR if run.name == OURS.name else None,
             linewidth=2.5 if run.name == OURS.name else 1.2,
         )
     panel.axhline(result.warm_up / (result.warm_up + result.events), color="black", linewidth=0.6, linestyle=":")
-    panel.set_xscale("symlog", linthresh=1)
-    panel.set_xlabel("seconds since the process was started; the dotted line ends the warm-up")
+    panel.set_xlim(left=0)
+    panel.set_xlabel("CPU seconds of all threads since the process was started; the dotted line ends the warm-up")
     panel.set_ylabel("share of its events folded")
     panel.legend(fontsize=8)
     figure.savefig(path, dpi=110)

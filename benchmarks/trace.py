@@ -46,6 +46,12 @@ class Trace(NamedTuple):
     peak_bytes: int
 
 
+def cpu_at(trace: Trace, moments_ms: Sequence[float]) -> list[float]:
+    """Return the processor seconds that had been taken by each moment."""
+    times, seconds = zip(*trace.samples, strict=True)
+    return [float(one) for one in np.interp(moments_ms, times, seconds)]
+
+
 class Rates(NamedTuple):
     """Figures of the part behind the warm-up."""
 
@@ -55,7 +61,7 @@ class Rates(NamedTuple):
     startup_s: float
     """From the start of the process to its first output."""
     startup_cpu_s: float
-    """Processor seconds before that part, beyond what its events would have taken in it."""
+    """Processor seconds in the same time."""
 
     @property
     def events_per_s(self) -> float:
@@ -97,13 +103,11 @@ def rates(trace: Trace, *, warm_up: int) -> Rates:
     begin = next(iter(rested or before), start)
     if end.at_ms - begin.at_ms < _LEAST_MS:
         begin = start
-    times, seconds = zip(*trace.samples, strict=True)
-    cpu_begin, cpu_end = (float(np.interp(step.at_ms, times, seconds)) for step in (begin, end))
-    events, cpu_s = total - begin.folded, cpu_end - cpu_begin
+    cpu_first, cpu_begin, cpu_end = cpu_at(trace, [step.at_ms for step in (trace.steps[0], begin, end)])
     return Rates(
-        events,
+        total - begin.folded,
         (end.at_ms - begin.at_ms) / 1000,
-        cpu_s,
+        cpu_end - cpu_begin,
         (trace.steps[0].at_ms - start.at_ms) / 1000,
-        max(0.0, cpu_begin - begin.folded * cpu_s / events),
+        cpu_first,
     )
