@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-import numpy as np
 
 from benchmarks.peers.ours import OURS
+from benchmarks.trace import cpu_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,10 +104,8 @@ def _progress(path: Path, result: FoldResult, traces: Mapping[str, Trace]) -> Pa
     panel = figure.subplots()
     for run in result.peers:
         trace = traces[run.name]
-        sampled_at_ms, sampled_s = np.array(trace.samples).T
-        cpu_s = np.interp([step.at_ms for step in trace.steps], sampled_at_ms, sampled_s)
         panel.plot(
-            [0.0, *cpu_s],
+            [0.0, *cpu_at(trace, [step.at_ms for step in trace.steps])],
             [0.0, *(step.folded / trace.steps[-1].folded for step in trace.steps)],
             label=f"{run.title}, a tenth of the events" if run.events < result.events // 2 else run.title,
             color=_OURS_COLOR if run.name == OURS.name else None,

@@ -46,6 +46,12 @@ class Trace(NamedTuple):
     peak_bytes: int
 
 
+def cpu_at(trace: Trace, moments_ms: Sequence[float]) -> list[float]:
+    """Return the processor seconds that had been taken by each moment."""
+    times, seconds = zip(*trace.samples, strict=True)
+    return [float(one) for one in np.interp(moments_ms, times, seconds)]
+
+
 class Rates(NamedTuple):
     """Figures of the part behind the warm-up."""
 
@@ -97,9 +103,7 @@ def rates(trace: Trace, *, warm_up: int) -> Rates:
     begin = next(iter(rested or before), start)
     if end.at_ms - begin.at_ms < _LEAST_MS:
         begin = start
-    times, seconds = zip(*trace.samples, strict=True)
-    moments = [step.at_ms for step in (trace.steps[0], begin, end)]
-    cpu_first, cpu_begin, cpu_end = map(float, np.interp(moments, times, seconds))
+    cpu_first, cpu_begin, cpu_end = cpu_at(trace, [step.at_ms for step in (trace.steps[0], begin, end)])
     return Rates(
         total - begin.folded,
         (end.at_ms - begin.at_ms) / 1000,
