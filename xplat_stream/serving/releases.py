@@ -192,11 +192,13 @@ class ModelRepository:
             raise unwritable(str(target), error) from error
 
     def next_number(self) -> int:
-        """Return a number above every version ever placed here, those taken away again included: numbers only grow."""
+        """Return a number above every version ever placed here, those taken away again included: numbers only grow.
+
+        The probes that the gate has beside the models are no releases, also those that a killed run has left.
+        """
         last = self._staging / LAST_NUMBER_FILE
         ever = int(last.read_text()) if last.is_file() else 0
-        models = [folder.name for folder in self.root.iterdir()] if self.root.is_dir() else []
-        seen = [version for model in models for version in self.versions(model)]
+        seen = [version for folder in self.root.glob("interest_*") for version in self.versions(folder.name)]
         return max([ever, *seen, *_numbers(self.hidden)]) + 1
 
     def place(
