@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from streams.migration import Budget, Migration
 from streams.suspects import Suspects, note_in_hand
 from xplat_stream.errors import XplatError
+from xplat_stream.failpoints import reached
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -143,7 +144,9 @@ class Lane:
         release = self._pipeline.release
         users = [] if release is None else self.migration.take(release.number)
         if users:
+            reached("rescore.taken")
             scored = await self._pipeline.rescore(self.store, self.partition, users)
+            reached("rescore.done")
             self.migration.note(scored)
             if not scored:
                 self.migration.put_back(users)

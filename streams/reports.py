@@ -15,6 +15,7 @@ import msgspec
 
 from xplat_stream.comparison import Comparison
 from xplat_stream.errors import DeliveryError, KafkaUnavailable
+from xplat_stream.failpoints import reached
 from xplat_stream.kafka.codec import Report
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Reports:
         new = [report for report in reports if self._is_news(report)]
         if new:
             await asyncio.to_thread(self._write, new)
+            reached("report.told")
             self._last.update({report.partition: report for report in new})
 
     def _report(self, partition: int, progress: Progress) -> Report:

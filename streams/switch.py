@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from xplat_stream.errors import ReleaseError, TritonUnavailable, XplatError
+from xplat_stream.failpoints import reached
 from xplat_stream.kafka.codec import ACTIVE_KEY, decode_announcement
 from xplat_stream.kafka.log import latest_value
 from xplat_stream.kafka.topics import MODELS
@@ -125,6 +126,7 @@ class ReleaseSwitch:
         name = "the announced release"
         try:
             announcement = _announced(value)
+            reached("switch.read")
             name = f"release {announcement.release}"
             if announcement.release != held:
                 await self._take_up(announcement)
@@ -150,7 +152,9 @@ class ReleaseSwitch:
         before = self._pipeline.release
         if before is not None and before.encoder != release.encoder:
             await self._warm(release)
+        reached("switch.warmed")
         self._use(release)
+        reached("switch.taken")
         if before is not None:
             self._vectors.forget_encoders({before.encoder, release.encoder})
         log.info("scoring with release %d after %.1f s", release.number, time.monotonic() - started)

@@ -158,10 +158,11 @@ def test_a_bad_release_is_found_out_and_goes_back(
     bad = publish_release(encoder=good.encoder, tilt=-20.0, announce=False)
     announced = announce_release(group, bad.number, bad.encoder, previous=good.number)
 
-    def roll_back(release: int, breaches: tuple[Breach, ...]) -> None:
+    def roll_back(_: Settings, release: int, breaches: tuple[Breach, ...]) -> bool:
         assert release == bad.number
         assert breaches
         announce_release(group, good.number, good.encoder)
+        return True
 
     watched = watch(group, announced, roll_back=roll_back)
     assert not watched.kept

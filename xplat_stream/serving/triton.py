@@ -11,6 +11,7 @@ from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from xplat_stream.errors import InvalidScores, ReleaseError, TritonUnavailable
+from xplat_stream.failpoints import reached
 from xplat_stream.serving.features import HeadInputs
 from xplat_stream.serving.releases import ENCODER, HEAD
 
@@ -102,6 +103,7 @@ class TritonScorer:
         Raises `ReleaseError` with Triton's own words when it does not load, `TritonUnavailable` when it is not there.
         """
         await self.require_ready()
+        reached("triton.loading")
         try:
             await self._client.load_model(model, client_timeout=_LOAD_S)
             async with asyncio.timeout(_LOAD_S):
@@ -114,6 +116,7 @@ class TritonScorer:
                 expected="the version READY",
                 fix="See Triton's log; the versions loaded before keep serving.",
             ) from error
+        reached("triton.loaded")
 
     async def unload(self, model: str) -> None:
         """Let the server drop every version of a model. Raises `TritonUnavailable`."""

@@ -1,0 +1,94 @@
+"""Killed at any step of what is done to releases, a process leaves a serving release, and the next one a tidy house."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.release_steps import ACTS, LABELS, WIDTH, Processes, prepare, said, settings_in, sight, states
+from xplat_stream.errors import OperatorError
+from xplat_stream.failpoints import POINTS
+from xplat_stream.serving import ModelRepository, TritonScorer
+from xplat_stream.serving.releases import ENCODER, HEAD
+from xplat_stream.testing import FakeTriton
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STEPS = [one for one in POINTS if not one.startswith(("switch.", "rescore.", "shadow.", "report.", "release.judged"))]
+"""Those that are reached without a worker and without a training."""
+
+
+@pytest.fixture(scope="module")
+def processes() -> Processes:
+    """Return a starter of processes."""
+    return Processes()
+
+
+def answers(folder: Path, triton: FakeTriton) -> bool:
+    """Tell whether the release that is announced is whole, and answers its golden requests."""
+    active = ModelRepository.of(settings_in(folder)).load(said(folder).release)
+
+    async def ask() -> bool:
+        async with TritonScorer(settings_in(folder, triton.url).triton) as scorer:
+            await scorer.check_golden(active)
+            return await scorer.is_ready(active)
+
+    return asyncio.run(ask())
+
+
+def house(folder: Path) -> tuple[object, ...]:
+    """Return all that another run has to find: what is announced, in which state each release is, what is in sight."""
+    told = said(folder)
+    repository = ModelRepository.of(settings_in(folder))
+    whole = [number for number in states(folder) if repository.folder(HEAD, number).is_dir()]
+    for number in whole:
+        repository.load(number)
+    staged = list((folder / "model_repo.staging").glob("*/"))
+    encoders = sorted(int(one.parent.name) for one in repository.hidden.glob(f"*/{ENCODER}"))
+    return (told.release, told.previous, told.shadow), states(folder), sight(folder), whole, encoders, staged
+
+
+@pytest.mark.parametrize("act", sorted(ACTS.keys() - {"place", "watch"}))  # programs, which wait for their turn
+def test_two_at_once_are_kept_apart(act: str, tmp_path: Path) -> None:
+    """The second is told who is at it, before it has asked anybody anything; all stays as it was."""
+    prepare(tmp_path)
+    settings, before = settings_in(tmp_path), house(tmp_path)
+    with ModelRepository.of(settings).held("release 9 is being promoted"), pytest.raises(OperatorError) as told:
+        ACTS[act](settings)
+    assert "release 9 is being promoted since" in str(told.value)
+    assert f"by process {os.getpid()} on " in str(told.value)
+    assert house(tmp_path) == before
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_killed_anywhere(act: str, tmp_path: Path, processes: Processes) -> None:
+    """The active release answers then and after Triton's restart; done again, all is as if nobody had been killed."""
+    prepare(tmp_path / "before")
+    shutil.copytree(tmp_path / "before", tmp_path / "whole")
+    with FakeTriton(tmp_path / "whole" / "model_repo", width=WIDTH, labels=LABELS) as triton:
+        assert processes.run(tmp_path / "whole", triton.url, act) == 0
+    expected = house(tmp_path / "whole")
+    killed = []
+    for point in STEPS:
+        for nth in range(1, 100):
+            folder = tmp_path / f"{point}-{nth}"
+            shutil.copytree(tmp_path / "before", folder)
+            with FakeTriton(folder / "model_repo", width=WIDTH, labels=LABELS) as triton:
+                code = processes.run(folder, triton.url, act, failpoint=f"{point}:{nth}")
+                if code == 0:
+                    break
+                killed.append(f"{point}:{nth}")
+                assert (code, answers(folder, triton)) == (-signal.SIGKILL, True), killed[-1]
+                triton.stop()
+                triton.start()
+                assert answers(folder, triton), killed[-1]
+                assert processes.run(folder, triton.url, act) == 0, killed[-1]
+                assert answers(folder, triton), killed[-1]
+            assert house(folder) == expected, killed[-1]
+    assert {one.partition(":")[0] for one in killed} >= {"file.written", "file.replaced"}
