@@ -87,8 +87,8 @@ class TritonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The model server."""
 
     url: _Address = "127.0.0.1:8001"
-    """host:port of the gRPC endpoint. Several, separated by commas: a release is loaded on all, requests go to the
-    first."""
+    """host:port of the gRPC endpoint. Several, separated by commas, are replicas: a release is promoted when all have
+    it, requests take turns, and what one does not answer is asked of the next."""
     deadline_s: _Seconds = 10.0
     """Longest one inference call may take, encoder batches on a busy CPU included."""
     encoder_batch: Annotated[int, Meta(ge=1, le=512)] = 8

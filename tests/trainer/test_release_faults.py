@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.release_steps import ACTS, LABELS, WIDTH, Processes, prepare, said, settings_in, sight, states
-from xplat_stream.errors import OperatorError
+from tests.release_steps import act as perform
+from xplat_stream.errors import OperatorError, ReleaseError, TritonUnavailable
 from xplat_stream.failpoints import POINTS
 from xplat_stream.serving import ModelRepository, TritonScorer
 from xplat_stream.serving.releases import ENCODER, HEAD
@@ -92,3 +93,30 @@ def test_killed_anywhere(act: str, tmp_path: Path, processes: Processes) -> None
                 assert answers(folder, triton), killed[-1]
             assert house(folder) == expected, killed[-1]
     assert {one.partition(":")[0] for one in killed} >= {"file.written", "file.replaced"}
+
+
+@pytest.mark.parametrize("act", ["promote", "promote a head", "roll back", "shadow"])
+@pytest.mark.parametrize("fault", ["away", "refuses"])
+def test_one_server_of_two_is_enough_to_stop_it(act: str, fault: str, tmp_path: Path) -> None:
+    """It is named, nothing is announced, and on the other the active release answers as before, after a restart too."""
+    prepare(tmp_path)
+    about = {"width": WIDTH, "labels": LABELS}
+    with FakeTriton(tmp_path / "model_repo", **about) as well, FakeTriton(tmp_path / "model_repo", **about) as ill:
+        before, loaded = house(tmp_path), {model: set(versions) for model, versions in well.loaded.items()}
+        if fault == "away":
+            ill.stop()
+        else:
+            ill.refused.add(HEAD)
+        with pytest.raises((TritonUnavailable, ReleaseError)) as told:
+            perform(tmp_path, f"{well.url},{ill.url}", act)
+        assert told.value.where == ill.url
+        assert house(tmp_path) == before
+        assert well.loaded == loaded
+        assert answers(tmp_path, well)
+        ill.refused.clear()
+        ill.stop()
+        ill.start()
+        assert answers(tmp_path, ill)
+        perform(tmp_path, f"{well.url},{ill.url}", act)
+        assert answers(tmp_path, well)
+        assert answers(tmp_path, ill)

@@ -184,7 +184,7 @@ def _serve(settings: Settings, store: ReleaseStore, release: Release, active: An
         for version in repository.versions(model)
         if version > min(wanted[model], held[model]) and version not in (wanted[model], held[model])
     ]
-    asyncio.run(_require_ready(settings))
+    asyncio.run(_require_all(settings))
     try:
         for model, version in above:
             repository.hide(model, version)
@@ -202,18 +202,17 @@ def _serve(settings: Settings, store: ReleaseStore, release: Release, active: An
         raise
 
 
-async def _require_ready(settings: Settings) -> None:
-    """Raise `TritonUnavailable` that names a server which does not answer, before anything is changed."""
-    for replica in settings.triton.replicas:
-        async with TritonScorer(replica) as scorer:
-            await scorer.require_ready()
+async def _require_all(settings: Settings) -> None:
+    async with TritonScorer(settings.triton) as scorer:
+        await scorer.require_all()
 
 
 async def _load(settings: Settings, release: Release) -> None:
+    async with TritonScorer(settings.triton) as scorer:
+        await scorer.load(ENCODER, release.encoder)
+        await scorer.load(HEAD, release.number)
     for replica in settings.triton.replicas:
-        async with TritonScorer(replica) as scorer:
-            await scorer.load(ENCODER, release.encoder)
-            await scorer.load(HEAD, release.number)
+        async with TritonScorer(replica) as scorer:  # of each on its own
             await scorer.check_golden(release)
     reached("release.answered")
 
