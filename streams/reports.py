@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from streams.migration import Progress
     from streams.shadow import Shadow
+    from streams.warming import Warmth
 
 log = logging.getLogger("xplat.worker")
 
@@ -37,6 +38,7 @@ class Reports:
         self,
         shadow: Shadow,
         progress: Callable[[], Mapping[int, Progress]],
+        warmth: Callable[[], Mapping[int, Warmth]],
         *,
         read: Callable[[], Sequence[Report]],
         write: Callable[[Sequence[Report]], None],
@@ -44,6 +46,7 @@ class Reports:
     ) -> None:
         self._shadow = shadow
         self._progress = progress
+        self._warmth = warmth
         self._read = read
         self._write = write
         self._now = now
@@ -90,6 +93,7 @@ class Reports:
             self._shadow.counted,
             self._before.get(partition, Comparison()).merge(self._shadow.comparison(partition)),
             self._shadow.since,
+            *self._warmth().get(partition, ()),
         )
 
     def _is_news(self, report: Report) -> bool:

@@ -1,9 +1,10 @@
 """Which release scores, and how a running worker passes to the next one without a failed or lost update.
 
 The announcement names a release that Triton has loaded beside the one in use. Its files are checked, the texts in use
-are encoded with its encoder, and only then does the pipeline change over, between two chunks. Every request names its
-versions, so chunks under way finish with the release they began with. A release that cannot be used is logged and the
-one in use stays. The announcement also says which release is compared with the active one (`streams.shadow`).
+that `streams.warming` has not had encoded ahead are, and only then does the pipeline change over, between two chunks.
+Every request names its versions, so chunks under way finish with the release they began with. A release that cannot be
+used is logged and the one in use stays. The announcement also says which release is compared with the active one
+(`streams.shadow`) and whose encoder is warmed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from streams.pipeline import Pipeline
     from streams.shadow import Shadow
     from streams.store import PartitionStore
+    from streams.warming import Warmer
     from xplat_stream.kafka.codec import Announcement
     from xplat_stream.metrics import Metrics
     from xplat_stream.serving.breaker import CircuitBreaker
@@ -58,6 +60,7 @@ class ReleaseSwitch:
         vectors: TextVectors,
         pipeline: Pipeline,
         shadow: Shadow,
+        warmer: Warmer,
         stores: Callable[[], Sequence[PartitionStore]],
         metrics: Metrics,
     ) -> None:
@@ -68,6 +71,7 @@ class ReleaseSwitch:
         self._vectors = vectors
         self._pipeline = pipeline
         self._shadow = shadow
+        self._warmer = warmer
         self._stores = stores
         self._metrics = metrics
 
@@ -167,13 +171,16 @@ class ReleaseSwitch:
         number, until = announcement.beside(timedelta(minutes=self._settings.release.watch_minutes))
         if number in (0, active.number) or (until is not None and datetime.now(UTC) >= until):
             self._shadow.use(active, None)
+            self._warmer.aim(active)
             return
         try:
             other = await asyncio.to_thread(self._load, number)
             self._shadow.use(active, other, since=announcement.announced_at, until=until)
+            self._warmer.aim(active, other if announcement.shadow else None)
         except Exception as error:  # noqa: BLE001 - its files may hold anything, and a shadow must not stop the worker
             log.warning("release %d is not compared with %d: %s", number, active.number, error)
             self._shadow.use(active, None)
+            self._warmer.aim(active)
 
     def _load(self, number: int) -> Release:
         """Return a release whose scores this worker can name. Raises `ReleaseError`."""
@@ -196,6 +203,8 @@ class ReleaseSwitch:
     async def _warm(self, release: Release) -> None:
         """Encode the texts in use with the new encoder while the old release goes on scoring."""
         texts = {text_hash: entry for store in self._stores() for text_hash, entry in store.all_texts()}
+        self._vectors.of(release.encoder)
+        self._vectors.learn(texts)  # most were made ahead, and lie there
         hashes = self._vectors.missing(release.encoder, texts)
         for start in range(0, len(hashes), _WARM_BATCH):
             await self._vectors.encode(release, {one: texts[one] for one in hashes[start : start + _WARM_BATCH]})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
@@ -29,7 +29,7 @@ from xplat_stream.settings import ModelSettings, ReleaseSettings, Settings, Trit
 from xplat_stream.testing import START, make_release
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _ABOUT = make_release().manifest
 _NEW: Final = 7
@@ -54,7 +54,7 @@ def settings_in(folder: Path, url: str = "127.0.0.1:1") -> Settings:
     return Settings(
         model=ModelSettings(repository=str(folder / "model_repo")),
         triton=TritonSettings(url=url),
-        release=ReleaseSettings(min_compared=1, watch_minutes=60.0),
+        release=ReleaseSettings(min_compared=1, watch_minutes=60.0, report_interval_s=0.01),
     )
 
 
@@ -154,8 +154,9 @@ ACTS: Final[dict[str, Callable[[Settings], Any]]] = {
 """What is done, by name."""
 
 
-def act(folder: Path, url: str, name: str) -> None:
-    """Do it in this process, with a file for the topic."""
+@contextmanager
+def topic_in(folder: Path) -> Iterator[None]:
+    """Have a file for the topic inside the block, and no workers."""
 
     def announce(_: Settings, store: ReleaseStore, announcement: Announcement) -> None:
         say(folder, announcement)
@@ -165,7 +166,14 @@ def act(folder: Path, url: str, name: str) -> None:
     with (
         mock.patch.object(promote, "active_announcement", side_effect=lambda _: said(folder)),
         mock.patch.object(promote, "_announce", announce),
+        mock.patch.object(promote, "read_warmth", return_value=None),
     ):
+        yield
+
+
+def act(folder: Path, url: str, name: str) -> None:
+    """Do it in this process."""
+    with topic_in(folder):
         ACTS[name](settings_in(folder, url))
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from trainer.gate import check
 from xplat_stream.failpoints import reached
-from xplat_stream.serving.promote import PATIENCE_S, exclusive, promote
+from xplat_stream.serving.promote import PATIENCE_S, WARM_WITHIN_S, exclusive, promote
 from xplat_stream.serving.releases import (
     ENCODER,
     HEAD,
@@ -95,7 +95,9 @@ def release(
     report("check", 1, 1, {"checks": len(verdict.checks), "refused": len(verdict.refused_by)})
     if not force and (not verdict.passed or _by_hand(settings, data)):
         return Released(number, verdict, promoted=False, previous=0)
-    promoted = promote(settings, number, force=force, reason="trained", patience_s=PATIENCE_S)
+    promoted = promote(
+        settings, number, force=force, reason="trained", patience_s=PATIENCE_S, warm_within_s=WARM_WITHIN_S
+    )
     report("publish", 1, 1, {"release": number})
     return Released(number, verdict, promoted=True, previous=promoted.previous)
 

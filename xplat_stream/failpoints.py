@@ -37,6 +37,7 @@ POINTS: Final = (
     "switch.taken",
     "rescore.taken",
     "rescore.done",
+    "warm.kept",
     "shadow.compared",
     "report.told",
 )

@@ -78,13 +78,18 @@ def model_show(number: Number, json: Json = False) -> None:
 @model_app.command("promote")
 def model_promote(
     number: Number,
-    force: Annotated[bool, typer.Option("--force", help="In spite of the gate; the journal says so.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="In spite of the gate, and of a cold encoder; the journal says so.")
+    ] = False,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Minutes to wait, as the shadow, until workers are warm for its encoder.")
+    ] = 0.0,
     json: Json = False,
 ) -> None:
     """Make a release the active one: loaded on every Triton, asked its golden requests, announced."""
     from xplat_stream.serving.promote import promote
 
-    _say(promote(load_settings(), number, force=force), json=json)
+    _say(promote(load_settings(), number, force=force, warm_within_s=60 * wait), json=json)
 
 
 @model_app.command("rollback")

@@ -158,6 +158,8 @@ class ReleaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Users whose newest event is at most this much older than their partition's newest are active."""
     rescore_per_s: Annotated[float, Meta(gt=0)] = 200.0
     """Active users a worker scores again each second after another release took over."""
+    warm_per_s: Annotated[float, Meta(gt=0)] = 100.0
+    """Texts of active users a worker has encoded each second by a coming encoder, before it is promoted."""
     shadow_share: Annotated[float, Meta(ge=0, le=1)] = 0.05
     """Share of the users, chosen by their ids, whom the shadow release scores too."""
     watch_minutes: Annotated[float, Meta(ge=0)] = 60.0

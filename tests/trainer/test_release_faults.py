@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.release_steps import ACTS, LABELS, WIDTH, Processes, prepare, said, settings_in, sight, states
+from tests.release_steps import ACTS, LABELS, WIDTH, Processes, prepare, said, settings_in, sight, states, topic_in
 from tests.release_steps import act as perform
 from xplat_stream.errors import OperatorError, ReleaseError, TritonUnavailable
 from xplat_stream.failpoints import POINTS
-from xplat_stream.serving import ModelRepository, TritonScorer
+from xplat_stream.kafka.reports import Warmth
+from xplat_stream.serving import ModelRepository, TritonScorer, promote
 from xplat_stream.serving.releases import ENCODER, HEAD
 from xplat_stream.testing import FakeTriton
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from xplat_stream.settings import Settings
 
 STEPS = [one for one in POINTS if not one.startswith(("switch.", "rescore.", "shadow.", "report.", "release.judged"))]
 """Those that are reached without a worker and without a training."""
@@ -120,3 +123,35 @@ def test_one_server_of_two_is_enough_to_stop_it(act: str, fault: str, tmp_path: 
         perform(tmp_path, f"{well.url},{ill.url}", act)
         assert answers(tmp_path, well)
         assert answers(tmp_path, ill)
+
+
+def test_a_cold_encoder_is_not_promoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told how far workers are, and nothing is changed; asked to wait, the release is their shadow meanwhile.
+
+    Another head on the encoder in use waits for nobody, nor does what is forced.
+    """
+    prepare(tmp_path)
+    colder = [Warmth(4, 0, 0, 0), Warmth(4, 3, 100, 80), Warmth(4, 4, 100, 100)]
+    shadows = []
+
+    def read(settings: Settings, encoder: int) -> Warmth:
+        assert encoder == 5
+        shadows.append(said(tmp_path).shadow)
+        return colder.pop(0) if len(colder) > 1 else colder[0]
+
+    with FakeTriton(tmp_path / "model_repo", width=WIDTH, labels=LABELS) as triton, topic_in(tmp_path):
+        monkeypatch.setattr(promote, "read_warmth", read)
+        settings, before = settings_in(tmp_path, triton.url), house(tmp_path)
+        with pytest.raises(ReleaseError, match=r"release 5 is not warm: 0 of 4 partitions, 0 of 0 texts.*--wait"):
+            promote.promote(settings, 5)
+        assert house(tmp_path) == before
+        promote.promote(settings, 5, warm_within_s=600)
+        assert (said(tmp_path).release, shadows) == (5, [4, 4, 5, 5])
+    again = tmp_path / "again"
+    prepare(again)
+    with FakeTriton(again / "model_repo", width=WIDTH, labels=LABELS) as triton, topic_in(again):
+        monkeypatch.setattr(promote, "read_warmth", lambda *_: pytest.fail("nobody is to be asked"))
+        promote.promote(settings_in(again, triton.url), 6)
+        assert said(again).release == 6
+        promote.promote(settings_in(again, triton.url), 5, force=True)
+        assert said(again).release == 5

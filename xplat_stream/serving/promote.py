@@ -9,6 +9,7 @@ at any step leaves what the next one, under the same lock, finishes or undoes be
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -18,6 +19,7 @@ from xplat_stream.failpoints import reached
 from xplat_stream.kafka.codec import ACTIVE_KEY, Announcement, encode_announcement
 from xplat_stream.kafka.consumer import active_announcement
 from xplat_stream.kafka.producer import EventProducer
+from xplat_stream.kafka.reports import read_warmth
 from xplat_stream.kafka.topics import MODELS
 from xplat_stream.serving.releases import ENCODER, HEAD, ModelRepository
 from xplat_stream.serving.store import ReleaseStore
@@ -26,11 +28,15 @@ from xplat_stream.serving.triton import TritonScorer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from xplat_stream.kafka.reports import Warmth
     from xplat_stream.serving.releases import Release
     from xplat_stream.settings import Settings
 
 PATIENCE_S: Final = 600.0
 """How long a program waits for another to be through; a person is told at once."""
+
+WARM_WITHIN_S: Final = 3600.0
+"""How long a program waits for workers to have a new encoder's vectors."""
 
 _ANNOUNCE_S: Final = 30.0
 
@@ -73,14 +79,18 @@ def promote(
     force: bool = False,
     reason: str = "promoted by hand",
     patience_s: float = 0.0,
+    warm_within_s: float = 0.0,
 ) -> Promoted:
     """Make a release the active one.
 
-    Raises `ReleaseError` when the gate did not pass it (unless forced), its files are altered, or a server does not
-    load it or answers differently; `OperatorError` as `exclusive`, `TritonUnavailable`, `KafkaUnavailable`. Nothing is
-    changed then. Raises `DeliveryError` when Kafka did not acknowledge the announcement: it may still be there, so it
-    stays loaded.
+    One that brings an encoder waits `warm_within_s`, as the shadow, for workers to have the texts of their active users
+    encoded by it. Raises `ReleaseError` when the gate did not pass it or workers are not through with that (unless
+    forced), its files are altered, or a server does not load it or answers differently; `OperatorError` as `exclusive`,
+    `TritonUnavailable`, `KafkaUnavailable`. Nothing is changed then. Raises `DeliveryError` when Kafka did not
+    acknowledge the announcement: it may still be there, so it stays loaded.
     """
+    if warm_within_s and not force:
+        _await_warm(settings, number, warm_within_s, patience_s=patience_s)
     with exclusive(settings, f"release {number} is being promoted", patience_s=patience_s) as (store, active):
         if active is not None and active.release == number:
             raise ReleaseError(
@@ -89,9 +99,10 @@ def promote(
                 expected="another release",
                 fix="`xplat model list` shows which there are.",
             )
+        release = store.repository.load(number)
         if not force:
             _require_passed(store, number)
-        release = store.repository.load(number)
+            _require_warm(settings, release, active)
         previous = active.release if active else 0
         _serve(settings, store, release, active)
         _announce(settings, store, Announcement(number, previous, release.encoder, datetime.now(UTC)))
@@ -130,12 +141,12 @@ def rollback(
     return Promoted(release.number, active.release)
 
 
-def accompany(settings: Settings, number: int) -> None:
+def accompany(settings: Settings, number: int, *, patience_s: float = 0.0) -> None:
     """Have a release score a sample of users beside the active one, as its shadow; 0: have none do so any longer.
 
     Raises `ReleaseError` where no release is active or it is that one, else as `promote`.
     """
-    with exclusive(settings, f"release {number} is being made the shadow") as (store, active):
+    with exclusive(settings, f"release {number} is being made the shadow", patience_s=patience_s) as (store, active):
         if active is None or active.release == number:
             raise ReleaseError(
                 f"release {number} cannot be the shadow of the active one: "
@@ -169,6 +180,40 @@ def _require_passed(store: ReleaseStore, number: int) -> None:
         expected="a release that the gate passed",
         fix=f"Run `xplat model check {number}`, or promote it in spite of that with --force.",
     )
+
+
+def _coldness(settings: Settings, release: Release, active: Announcement | None) -> Warmth | None:
+    """Return how far workers are with an encoder they have to know before it is promoted; None: promote it."""
+    if active is None or active.encoder == release.encoder:
+        return None
+    found = read_warmth(settings, release.encoder)
+    return None if found is None or found.complete else found
+
+
+def _require_warm(settings: Settings, release: Release, active: Announcement | None) -> None:
+    cold = _coldness(settings, release, active)
+    if cold is not None:
+        raise ReleaseError(
+            f"the encoder of release {release.number} is not warm: {cold.warm} of {cold.partitions} partitions, "
+            f"{cold.warmed} of {cold.texts} texts so far",
+            where=MODELS,
+            expected="the texts of all active users encoded ahead by the workers",
+            fix=f"`xplat model promote {release.number} --wait 60` has them do so, or `xplat model shadow "
+            f"{release.number}`; --force promotes it cold.",
+        )
+
+
+def _await_warm(settings: Settings, number: int, within_s: float, *, patience_s: float) -> None:
+    """Have a release's encoder warmed, and wait for that; longer than `within_s` for nothing."""
+    deadline = time.monotonic() + within_s
+    while True:
+        store, active = known_store(settings)
+        _require_passed(store, number)
+        if _coldness(settings, store.repository.load(number), active) is None or time.monotonic() >= deadline:
+            return
+        if active is not None and active.shadow != number:
+            accompany(settings, number, patience_s=patience_s)
+        time.sleep(min(settings.release.report_interval_s, max(0.0, deadline - time.monotonic())))
 
 
 def _serve(settings: Settings, store: ReleaseStore, release: Release, active: Announcement | None) -> None:
