@@ -16,6 +16,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from streams.active import ActiveUsers
 from xplat_stream.errors import InvalidScores, TritonUnavailable
 
 if TYPE_CHECKING:
@@ -34,15 +35,13 @@ log = logging.getLogger("xplat.worker")
 _TOGETHER: Final = 16
 """Texts encoded together: two calls on a CPU."""
 
-_DATED_AT_ONCE: Final = 500
-_LOOKED_AT: Final = 50
-"""Users looked at between two chances for a chunk to be handled: a few milliseconds, their texts being read."""
+_READ_AT_ONCE: Final = 50
+"""Users whose texts are read between two chances for a chunk to be handled: a few milliseconds."""
 
 _IDLE_S: Final = 1.0
 _BETWEEN_S: Final = 0.05
 _AWAY_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 30.0
-_HOUR_MS: Final = 3_600_000
 
 
 class Warmth(NamedTuple):
@@ -109,7 +108,10 @@ class Warmer:
 
 
 class Warming:
-    """The texts of one partition's active users that lack a vector. One lane owns it."""
+    """The texts of one partition's active users that lack a vector. One lane owns it.
+
+    Of very many active users, the most recent ones that a look holds.
+    """
 
     def __init__(
         self,
@@ -124,9 +126,8 @@ class Warming:
         self._store = store
         self._warmer = warmer
         self._budget = budget
-        self._active_hours = settings.active_days * 24
+        self._users = ActiveUsers(store, settings.active_days, now=now)
         self._clock = clock
-        self._now = now
         self.progress = Warmth()
         self._again_at = 0.0
         self._making: asyncio.Task[dict[TextHash, bytes]] | None = None
@@ -194,38 +195,29 @@ class Warming:
 
     def _begin(self) -> None:
         self._looking = True
-        self._after: UserId | None = None
-        self._newest = 0
-        self._since: int | None = None
+        self._users.forget()
+        self._unread: deque[UserId] | None = None
         self._seen: set[TextHash] = set()
         self._warmed = 0
         self._left: deque[TextHash] = deque()
 
     def _look(self, encoder: int) -> None:
-        """Look at some users: first at all for when the newest event was, then at the active ones for their texts."""
-        limit = _DATED_AT_ONCE if self._since is None else _LOOKED_AT
-        glances = self._store.glances(limit=limit, after=self._after)
-        if self._since is None:
-            self._newest = max([self._newest, *(glance.end for _, glance in glances)])
-        else:
-            since = self._since
-            self._look_at([user_id for user_id, glance in glances if glance.end >= since], encoder)
-        self._after = glances[-1][0] if len(glances) == limit else None
-        if self._after is not None:
+        """Look for active users, and then at some of their texts."""
+        if self._unread is None:
+            found = self._users.look()
+            self._unread = None if found is None else deque(found.users)
             return
-        if self._since is None:
-            newest = min(self._newest, int(self._now() * 1000))
-            self._since = newest - int(self._active_hours * _HOUR_MS)
+        self._read([self._unread.popleft() for _ in range(min(_READ_AT_ONCE, len(self._unread)))], encoder)
+        if self._unread:
             return
         self.progress = Warmth(encoder, len(self._seen), self._warmed, not self._left)
-        self._seen.clear()
         self._looking = False
         if not self._left:
-            self._looking, self._since, self._newest, self._warmed = True, None, 0, 0
+            self._begin()
             # Texts that come from now on are kept with the active encoder's vector anyway.
             self._again_at = self._clock() + (_LOOK_AGAIN_S if self._warmer.expects else float("inf"))
 
-    def _look_at(self, users: Sequence[UserId], encoder: int) -> None:
+    def _read(self, users: Sequence[UserId], encoder: int) -> None:
         hashes = {one for user_id in users for one in self._store.user(user_id).window.text_hashes()} - self._seen
         for text_hash, entry in self._store.texts(hashes).items():
             self._seen.add(text_hash)
