@@ -82,14 +82,14 @@ def model_promote(
         bool, typer.Option("--force", help="In spite of the gate, and of a cold encoder; the journal says so.")
     ] = False,
     wait: Annotated[
-        float, typer.Option(min=0, help="Minutes to wait, as the shadow, until workers are warm for its encoder.")
+        float, typer.Option(min=0, help="Seconds to wait, as the shadow, until workers are warm for its encoder.")
     ] = 0.0,
     json: Json = False,
 ) -> None:
     """Make a release the active one: loaded on every Triton, asked its golden requests, announced."""
     from xplat_stream.serving.promote import promote
 
-    _say(promote(load_settings(), number, force=force, warm_within_s=60 * wait), json=json)
+    _say(promote(load_settings(), number, force=force, warm_within_s=wait), json=json)
 
 
 @model_app.command("rollback")

@@ -99,9 +99,10 @@ def promote(
                 expected="another release",
                 fix="`xplat model list` shows which there are.",
             )
-        release = store.repository.load(number)
         if not force:
             _require_passed(store, number)
+        release = store.repository.load(number)
+        if not force:
             _require_warm(settings, release, active)
         previous = active.release if active else 0
         _serve(settings, store, release, active)
@@ -198,7 +199,7 @@ def _require_warm(settings: Settings, release: Release, active: Announcement | N
             f"{cold.warmed} of {cold.texts} texts so far",
             where=MODELS,
             expected="the texts of all active users encoded ahead by the workers",
-            fix=f"`xplat model promote {release.number} --wait 60` has them do so, or `xplat model shadow "
+            fix=f"`xplat model promote {release.number} --wait 3600` has them do so, or `xplat model shadow "
             f"{release.number}`; --force promotes it cold.",
         )
 
