@@ -130,7 +130,6 @@ class ReleaseSwitch:
         name = "the announced release"
         try:
             announcement = _announced(value)
-            reached("switch.read")
             name = f"release {announcement.release}"
             if announcement.release != held:
                 await self._take_up(announcement)
@@ -143,6 +142,7 @@ class ReleaseSwitch:
         return True
 
     async def _take_up(self, announcement: Announcement) -> None:
+        reached("switch.read")
         started = time.monotonic()
         release = await asyncio.to_thread(self._load, announcement.release)
         await self._scorer.require_ready()

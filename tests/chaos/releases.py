@@ -74,7 +74,7 @@ DEATHS: Final[dict[str, Death]] = {
     "switch-taken": Death("promote", "switch.taken", "worker"),
     "rescore-taken": Death("promote", "rescore.taken", "worker"),
     "rescore-done": Death("promote", "rescore.done:2", "worker"),
-    "told": Death("promote", "report.told:2", "worker"),
+    "told": Death("promote", "report.told:3", "worker"),
     "back-loading": Death("rollback", "triton.loading", "triton"),
     "back-announced": Death("rollback", "release.announced", "itself"),
 }
