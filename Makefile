@@ -18,7 +18,7 @@ PEERS ?= all
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile
 CHAOS = $(BIN)/python -m tests.chaos $(1) $(if $(SEED),--seed $(SEED))
 
-.PHONY: help setup lint test chaos fresh-groups soak faults fuzz demo up down evaluate bench lock clean
+.PHONY: help setup lint test chaos fresh-groups soak release-faults faults fuzz demo up down evaluate bench lock clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ fresh-groups: $(READY) ## Let workers join groups that never committed, while pr
 
 soak: $(READY) ## Stream at half load and watch memory, descriptors and stalls (MINUTES=30)
 	$(call CHAOS,soak) --minutes $(MINUTES)
+
+release-faults: $(READY) ## Kill trainer, command, worker or Triton at each step of a release (DEATHS=announced,loading)
+	$(call CHAOS,releases) $(if $(DEATHS),--deaths $(DEATHS))
 
 faults: $(READY) ## Run every test and write the results into docs/reference/faults.md
 	$(TEST) --record-faults

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 from streams.migration import Budget, Migration
 from streams.pipeline import Admitted
 from streams.suspects import Suspects, note_in_hand
+from streams.warming import Warming
 from xplat_stream.errors import XplatError
+from xplat_stream.failpoints import reached
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from streams.pipeline import Pipeline
     from streams.recovery import Recovery
     from streams.store import PartitionStore
+    from streams.warming import Warmer, Warmth
     from xplat_stream.event import UserId
     from xplat_stream.metrics import Metrics
     from xplat_stream.settings import Settings, WorkerSettings
@@ -49,19 +52,21 @@ _WAITING_CHUNKS: Final = 4
 class Lane:
     """The queue, the store and the task of one partition."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it connects
         self,
         partition: int,
         store: PartitionStore,
         pipeline: Pipeline,
         suspects: Suspects,
         migration: Migration,
+        warming: Warming,
         *,
         settings: WorkerSettings,
     ) -> None:
         self.partition = partition
         self.store = store
         self.migration = migration
+        self.warming = warming
         self.busy = False
         """Whether a chunk is in hand."""
         self._pipeline = pipeline
@@ -99,6 +104,7 @@ class Lane:
                 await self._rescore()
             if self._waiting.empty():
                 await self._migrate()
+                await self._warm()
 
     async def _next(self) -> Any:
         """Return the next chunk; None when it is time to score something again."""
@@ -110,7 +116,7 @@ class Lane:
 
     def _idle_s(self) -> float:
         release = self._pipeline.release
-        wait_s = self.migration.wait_s(release.number if release else 0)
+        wait_s = min(self.migration.wait_s(release.number if release else 0), self.warming.wait_s())
         return min(wait_s, self._rescore_in_s) if self.store.has_pending else wait_s
 
     async def _handle(self, event: Any) -> list[Any]:
@@ -179,10 +185,17 @@ class Lane:
         release = self._pipeline.release
         users = [] if release is None else self.migration.take(release.number)
         if users:
+            reached("rescore.taken")
             scored = await self._pipeline.rescore(self.store, self.partition, users)
+            reached("rescore.done")
             self.migration.note(scored)
             if not scored:
                 self.migration.put_back(users)
+
+    async def _warm(self) -> None:
+        if self.warming.step():
+            await self._pipeline.flush(self.store, self.partition)
+            reached("warm.kept")
 
 
 class Lanes:
@@ -195,6 +208,7 @@ class Lanes:
         metrics: Metrics,
         *,
         recovery: Recovery,
+        warmer: Warmer,
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._settings = settings
@@ -203,7 +217,9 @@ class Lanes:
         self._recovery = recovery
         self._on_failure = on_failure
         self._suspects = Suspects(Path(settings.worker.datadir))
+        self._warmer = warmer
         self._budget = Budget(settings.release.rescore_per_s)
+        self._warm_budget = Budget(settings.release.warm_per_s)
         self._over = threading.Event()  # set when the partitions taken over last are to be let go
         self._lanes: dict[int, Lane] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -217,6 +233,11 @@ class Lanes:
     def progress(self) -> dict[int, Progress]:
         """How far each partition owned now is on its way to the release in use."""
         return {partition: lane.migration.progress for partition, lane in self._lanes.items()}
+
+    @property
+    def warmth(self) -> dict[int, Warmth]:
+        """How far each partition owned now is with the vectors of an encoder."""
+        return {partition: lane.warming.progress for partition, lane in self._lanes.items()}
 
     @property
     def busy(self) -> bool:
@@ -244,6 +265,7 @@ class Lanes:
         await asyncio.gather(*tasks, return_exceptions=True)
         for lane in self._lanes.values():
             lane.drop_waiting()
+            lane.warming.close()
             lane.store.close()
         self._lanes.clear()
         await self._recovery.finished()
@@ -270,6 +292,7 @@ class Lanes:
                 self._pipeline,
                 self._suspects,
                 Migration(store, self._budget, self._settings.release),
+                Warming(store, self._warmer, self._warm_budget, self._settings.release),
                 settings=self._settings.worker,
             )
         for lane in self._lanes.values():

@@ -7,9 +7,10 @@ another announcement in the middle needs no bookkeeping: whoever has the partiti
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from heapq import heappush, heappushpop
+from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from streams.active import ActiveUsers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,17 +23,10 @@ if TYPE_CHECKING:
 _TOGETHER: Final = 64
 """Users scored again together: one head call, so that a chunk that comes meanwhile does not wait long."""
 
-_LOOKED_AT: Final = 500
-"""Users looked at between two chances for a chunk to be handled: a few milliseconds."""
-
-_HELD: Final = 100_000
-"""Users found and held in memory, the most recently active ones; the others are found by looking again."""
-
 _BURST_S: Final = 0.25
 _IDLE_S: Final = 1.0
 _AWAY_S: Final = 1.0
 _LOOK_AGAIN_S: Final = 30.0
-_HOUR_MS: Final = 3_600_000
 
 
 class Budget:
@@ -82,8 +76,7 @@ class Progress(NamedTuple):
 class Migration:
     """The users of one partition whom another release scored last. One lane owns it.
 
-    Active are those whose newest event is within `active_days` of the newest of all (event time, so that a recorded
-    log migrates like a live one; the clock only keeps one wrong date in the future from making everybody inactive).
+    Those whom a look does not hold, because they are too many, are found by looking again.
     """
 
     def __init__(
@@ -97,9 +90,8 @@ class Migration:
     ) -> None:
         self._store = store
         self._budget = budget
-        self._active_hours = settings.active_days * 24
+        self._users = ActiveUsers(store, settings.active_days, now=now)
         self._clock = clock
-        self._now = now
         self.progress = Progress()
         self._again_at = clock()
         self._begin()
@@ -159,41 +151,21 @@ class Migration:
 
     def _begin(self) -> None:
         self._looking = True
-        self._after: UserId | None = None
-        self._found: list[tuple[int, UserId]] = []
         self._left: deque[UserId] = deque()
-        self._seen: Counter[int] = Counter()
-        self._seen_scored: Counter[int] = Counter()
+        self._users.forget()
 
     def _look(self) -> None:
-        glances = self._store.glances(limit=_LOOKED_AT, after=self._after)
-        for user_id, glance in glances:
-            hour = glance.end // _HOUR_MS
-            self._seen[hour] += 1
-            if glance.release == self.progress.release:
-                self._seen_scored[hour] += 1
-            elif self._is_left(glance):
-                if len(self._found) < _HELD:
-                    heappush(self._found, (glance.end, user_id))
-                else:
-                    heappushpop(self._found, (glance.end, user_id))
-        if len(glances) == _LOOKED_AT:
-            self._after = glances[-1][0]
+        found = self._users.look(self._is_left)
+        if found is None:
             return
-        newest = min(max(self._seen, default=0), self._now() * 1000 // _HOUR_MS)
-        start = newest - self._active_hours
-        active = sum(count for hour, count in self._seen.items() if hour >= start)
-        scored = sum(count for hour, count in self._seen_scored.items() if hour >= start)
-        self._left = deque(user_id for end, user_id in sorted(self._found, reverse=True) if end // _HOUR_MS >= start)
+        active, scored = found.by_release.total(), found.by_release[self.progress.release]
         self.progress = Progress(self.progress.release, active, scored, scored == active)
-        self._found.clear()
-        self._seen.clear()
-        self._seen_scored.clear()
+        self._left.extend(found.users)
         self._looking = False
         if not self._left:
             self._rest(settled=scored == active)
 
     def _rest(self, *, settled: bool) -> None:
         """Look again only for those who are pending: who is touched from now on is scored by this release."""
-        self._looking, self._after = not settled, None
+        self._looking = not settled
         self._again_at = self._clock() + (_LOOK_AGAIN_S if not settled else float("inf"))

@@ -15,6 +15,7 @@ import msgspec
 
 from xplat_stream.comparison import Comparison
 from xplat_stream.errors import DeliveryError, KafkaUnavailable
+from xplat_stream.failpoints import reached
 from xplat_stream.kafka.codec import Report
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from streams.migration import Progress
     from streams.shadow import Shadow
+    from streams.warming import Warmth
 
 log = logging.getLogger("xplat.worker")
 
@@ -36,6 +38,7 @@ class Reports:
         self,
         shadow: Shadow,
         progress: Callable[[], Mapping[int, Progress]],
+        warmth: Callable[[], Mapping[int, Warmth]],
         *,
         read: Callable[[], Sequence[Report]],
         write: Callable[[Sequence[Report]], None],
@@ -43,6 +46,7 @@ class Reports:
     ) -> None:
         self._shadow = shadow
         self._progress = progress
+        self._warmth = warmth
         self._read = read
         self._write = write
         self._now = now
@@ -75,6 +79,7 @@ class Reports:
         new = [report for report in reports if self._is_news(report)]
         if new:
             await asyncio.to_thread(self._write, new)
+            reached("report.told")
             self._last.update({report.partition: report for report in new})
 
     def _report(self, partition: int, progress: Progress) -> Report:
@@ -88,6 +93,7 @@ class Reports:
             self._shadow.counted,
             self._before.get(partition, Comparison()).merge(self._shadow.comparison(partition)),
             self._shadow.since,
+            *self._warmth().get(partition, ()),
         )
 
     def _is_news(self, report: Report) -> bool:

@@ -18,6 +18,7 @@ from zlib import crc32
 from xplat_stream.comparison import Comparison
 from xplat_stream.errors import InvalidScores, TritonUnavailable
 from xplat_stream.event import NEGATIVE_ACTIONS
+from xplat_stream.failpoints import reached
 from xplat_stream.serving.features import head_inputs
 from xplat_stream.serving.texts import TextVectors
 from xplat_stream.state import TextEntry
@@ -246,6 +247,7 @@ class Shadow:
         while len(self._said) > _REMEMBERED:
             self._said.popitem(last=False)
         self._metrics.shadowed += len(batch)
+        reached("shadow.compared")
 
     async def _scores(self, release: Release, windows: Sequence[BehaviorWindow]) -> tuple[NDArray[Any] | None, float]:
         """Return a release's scores, None where it gives no valid ones, and how long its head took."""

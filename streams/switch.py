@@ -1,9 +1,10 @@
 """Which release scores, and how a running worker passes to the next one without a failed or lost update.
 
 The announcement names a release that Triton has loaded beside the one in use. Its files are checked, the texts in use
-are encoded with its encoder, and only then does the pipeline change over, between two chunks. Every request names its
-versions, so chunks under way finish with the release they began with. A release that cannot be used is logged and the
-one in use stays. The announcement also says which release is compared with the active one (`streams.shadow`).
+that `streams.warming` has not had encoded ahead are, and only then does the pipeline change over, between two chunks.
+Every request names its versions, so chunks under way finish with the release they began with. A release that cannot be
+used is logged and the one in use stays. The announcement also says which release is compared with the active one
+(`streams.shadow`) and whose encoder is warmed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from xplat_stream.errors import ReleaseError, TritonUnavailable, XplatError
+from xplat_stream.failpoints import reached
 from xplat_stream.kafka.codec import ACTIVE_KEY, decode_announcement
 from xplat_stream.kafka.log import latest_value
 from xplat_stream.kafka.topics import MODELS
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from streams.pipeline import Pipeline
     from streams.shadow import Shadow
     from streams.store import PartitionStore
+    from streams.warming import Warmer
     from xplat_stream.kafka.codec import Announcement
     from xplat_stream.metrics import Metrics
     from xplat_stream.serving.breaker import CircuitBreaker
@@ -57,6 +60,7 @@ class ReleaseSwitch:
         vectors: TextVectors,
         pipeline: Pipeline,
         shadow: Shadow,
+        warmer: Warmer,
         stores: Callable[[], Sequence[PartitionStore]],
         metrics: Metrics,
     ) -> None:
@@ -67,6 +71,7 @@ class ReleaseSwitch:
         self._vectors = vectors
         self._pipeline = pipeline
         self._shadow = shadow
+        self._warmer = warmer
         self._stores = stores
         self._metrics = metrics
 
@@ -137,6 +142,7 @@ class ReleaseSwitch:
         return True
 
     async def _take_up(self, announcement: Announcement) -> None:
+        reached("switch.read")
         started = time.monotonic()
         release = await asyncio.to_thread(self._load, announcement.release)
         await self._scorer.require_ready()
@@ -150,7 +156,9 @@ class ReleaseSwitch:
         before = self._pipeline.release
         if before is not None and before.encoder != release.encoder:
             await self._warm(release)
+        reached("switch.warmed")
         self._use(release)
+        reached("switch.taken")
         if before is not None:
             self._vectors.forget_encoders({before.encoder, release.encoder})
         log.info("scoring with release %d after %.1f s", release.number, time.monotonic() - started)
@@ -163,13 +171,16 @@ class ReleaseSwitch:
         number, until = announcement.beside(timedelta(minutes=self._settings.release.watch_minutes))
         if number in (0, active.number) or (until is not None and datetime.now(UTC) >= until):
             self._shadow.use(active, None)
+            self._warmer.aim(active)
             return
         try:
             other = await asyncio.to_thread(self._load, number)
             self._shadow.use(active, other, since=announcement.announced_at, until=until)
+            self._warmer.aim(active, other if announcement.shadow else None)
         except Exception as error:  # noqa: BLE001 - its files may hold anything, and a shadow must not stop the worker
             log.warning("release %d is not compared with %d: %s", number, active.number, error)
             self._shadow.use(active, None)
+            self._warmer.aim(active)
 
     def _load(self, number: int) -> Release:
         """Return a release whose scores this worker can name. Raises `ReleaseError`."""
@@ -192,6 +203,8 @@ class ReleaseSwitch:
     async def _warm(self, release: Release) -> None:
         """Encode the texts in use with the new encoder while the old release goes on scoring."""
         texts = {text_hash: entry for store in self._stores() for text_hash, entry in store.all_texts()}
+        self._vectors.of(release.encoder)
+        self._vectors.learn(texts)  # most were made ahead, and lie there
         hashes = self._vectors.missing(release.encoder, texts)
         for start in range(0, len(hashes), _WARM_BATCH):
             await self._vectors.encode(release, {one: texts[one] for one in hashes[start : start + _WARM_BATCH]})

@@ -23,6 +23,7 @@ from streams.store import claim
 from streams.supervisor import RESTARTS
 from streams.suspects import forget_in_hand
 from streams.switch import ReleaseSwitch
+from streams.warming import Warmer
 from streams.watchdog import Watchdog, boot_time
 from xplat_stream.errors import EXIT_SOFTWARE, DamagedState, XplatError
 from xplat_stream.kafka.reports import read_reports, write_reports
@@ -157,7 +158,8 @@ class Worker:
             metrics=metrics,
         )
         recovery = Recovery(settings, self._outbox, metrics)
-        lanes = Lanes(settings, pipeline, metrics, recovery=recovery, on_failure=stop_worker)
+        warmer = Warmer(scorer, vectors)
+        lanes = Lanes(settings, pipeline, metrics, recovery=recovery, warmer=warmer, on_failure=stop_worker)
         switch = ReleaseSwitch(
             settings,
             repository=ModelRepository.of(settings),
@@ -166,6 +168,7 @@ class Worker:
             vectors=vectors,
             pipeline=pipeline,
             shadow=shadow,
+            warmer=warmer,
             stores=lambda: lanes.stores,
             metrics=metrics,
         )
@@ -179,6 +182,7 @@ class Worker:
         reports = Reports(
             shadow,
             lambda: lanes.progress,
+            lambda: lanes.warmth,
             read=partial(read_reports, settings),
             write=partial(write_reports, settings),
         )

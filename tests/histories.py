@@ -257,11 +257,11 @@ class InlineVectors(TextVectors):
 
     async def encode(self, release: Release, entries: Mapping[TextHash, TextEntry]) -> dict[TextHash, TextEntry]:
         """See `TextVectors.encode`."""
+        held = self.of(release.encoder)
         self.learn(entries)
         if absent := self.missing(release.encoder, entries):
             await self._encode(release, {one: entries[one].text for one in absent})
-        held = self.of(release.encoder)
-        return {one: TextEntry(entry.text, entry.labels, release.encoder, held[one]) for one, entry in entries.items()}
+        return {one: entry.with_vector(release.encoder, held[one]) for one, entry in entries.items()}
 
 
 class WorldOutbox:

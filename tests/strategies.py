@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import reduce
 
 from hypothesis import strategies as st
 
@@ -100,14 +101,15 @@ def publications() -> st.SearchStrategy[Publication]:
 
 
 def text_entries() -> st.SearchStrategy[TextEntry]:
-    """Draw entries of one text by several encoders and several platforms."""
-    return st.builds(
+    """Draw entries of one text by several encoders and several platforms, with up to three vectors."""
+    one = st.builds(
         TextEntry,
         text=st.just("a text"),
         labels=st.sampled_from([(), ("483",), ("483", "596")]),
-        encoder=st.integers(0, 2),
+        encoder=st.integers(0, 4),
         vector=st.sampled_from([b"", b"\x00\x3c", b"\x00\xbc"]),
     )
+    return st.lists(one, min_size=1, max_size=3).map(lambda entries: reduce(TextEntry.merge, entries))
 
 
 def taxonomies() -> st.SearchStrategy[Taxonomy]:

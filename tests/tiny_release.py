@@ -28,6 +28,7 @@ from xplat_stream.taxonomy import load_taxonomy
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from trainer.release import Candidate
     from xplat_stream.settings import Settings
 
 WIDTH = 64
@@ -98,6 +99,43 @@ def make_published(
     if announce:
         announce_release(settings, number, encoder)
     return Published(number, encoder)
+
+
+def successor(settings: Settings, manifest: Manifest, *, tilt: float = 1.0, new_encoder: bool = False) -> Candidate:
+    """Return a candidate like a release, whose scores are as far from one half as `tilt` says."""
+    from trainer.release import Candidate, EncoderFiles, kept_encoder  # brings torch, which most tests do without
+
+    repository = ModelRepository(settings.model.repository)
+    folder = repository.folder(ENCODER, manifest.encoder)
+    head = head_graph(seed=manifest.release, labels=len(manifest.labels), tilt=tilt)
+    files = EncoderFiles((folder / MODEL_FILE).read_bytes(), (folder / TOKENIZER_FILE).read_bytes())
+    candidate = Candidate(
+        encoder=files if new_encoder else kept_encoder(manifest),
+        head=head,
+        taxonomy=manifest.taxonomy,
+        labels=manifest.labels,
+        platforms=manifest.platforms,
+        width=manifest.width,
+        max_tokens=manifest.max_tokens,
+        max_events=manifest.max_events,
+        base=manifest.base,
+        golden=manifest.golden,
+        metrics={},
+    )
+    return _with_own_answers(candidate)
+
+
+def _with_own_answers(candidate: Candidate) -> Candidate:
+    """Return a candidate whose golden requests are answered by its own head."""
+    golden = candidate.golden
+    inputs = HeadInputs(
+        np.array(golden.head_vectors, np.float16),
+        np.array(golden.head_platform, np.int32),
+        np.array(golden.head_action, np.int32),
+        np.array(golden.head_age, np.float32),
+    )
+    scores = _run(candidate.head, inputs._asdict(), "scores")
+    return candidate._replace(golden=msgspec.structs.replace(golden, scores=scores.tolist()))
 
 
 async def _loaded(settings: Settings, number: int, encoder: int, *, load: bool, check: bool) -> None:

@@ -45,13 +45,13 @@ def environment(settings: Settings, **variables: str) -> dict[str, str]:
 class Worker:
     """One `xplat worker` process and its log."""
 
-    def __init__(self, settings: Settings, log: Path, command: Sequence[str] = ALONE) -> None:
+    def __init__(self, settings: Settings, log: Path, command: Sequence[str] = ALONE, **variables: str) -> None:
         self.settings = settings
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 command,
-                env=environment(settings),
+                env=environment(settings, **variables),
                 cwd=log.parent,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

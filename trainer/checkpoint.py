@@ -10,7 +10,6 @@ is to keep, and a resumed run ends with the same bits as one that was never inte
 
 from __future__ import annotations
 
-import os
 import time
 from datetime import timedelta
 from hashlib import blake2b
@@ -24,6 +23,7 @@ import torch
 
 from trainer.devices import is_first_process
 from trainer.options import NOT_THE_MODEL
+from xplat_stream.disk import written_whole
 from xplat_stream.errors import DataError
 
 if TYPE_CHECKING:
@@ -109,12 +109,8 @@ class Checkpoint:
         path = self._path(part)
         if path is None or not self._writes:
             return
-        beside = path.with_suffix(".writing")
-        with beside.open("wb") as written:
-            torch.save({"run": self._run, "state": dict(state)}, written)
-            written.flush()
-            os.fsync(written.fileno())
-        beside.replace(path)
+        with written_whole(path) as file:
+            torch.save({"run": self._run, "state": dict(state)}, file)
         self._saved_at = time.monotonic()
 
     def due(self) -> bool:
@@ -124,7 +120,7 @@ class Checkpoint:
     def clear(self) -> None:
         """Forget every part: the training came to its end, or another one begins."""
         if self._folder is not None and self._writes:
-            for path in [*self._folder.glob(f"*{_SUFFIX}"), *self._folder.glob("*.writing")]:
+            for path in [*self._folder.glob(f"*{_SUFFIX}"), *self._folder.glob(f".*{_SUFFIX}.*")]:
                 path.unlink(missing_ok=True)
 
     def _path(self, part: str) -> Path | None:

@@ -30,6 +30,7 @@ from trainer.study import Task, cut_study
 from xplat_stream.errors import XplatError
 from xplat_stream.profile import TaxonomyRef
 from xplat_stream.serving.fused import FUSED, FusedGolden, FusedManifest, FusedScorer, load_fused
+from xplat_stream.serving.promote import PATIENCE_S
 from xplat_stream.serving.releases import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE, ModelRepository
 from xplat_stream.serving.triton import TritonScorer
 from xplat_stream.window import WindowSpec
@@ -117,7 +118,8 @@ def publish_fused(settings: Settings, candidate: FusedCandidate) -> FusedManifes
     Raises `ReleaseError` and `TritonUnavailable`; nothing is left behind then.
     """
     repository = ModelRepository.of(settings)
-    manifest = place_fused(repository, repository.next_number(), candidate)
+    with repository.held("a fused model is being placed", patience_s=PATIENCE_S):
+        manifest = place_fused(repository, repository.next_number(), candidate)
     try:
         asyncio.run(_load(settings, repository, manifest.number))
     except BaseException:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from trainer.gate import check
-from xplat_stream.kafka.consumer import active_announcement
-from xplat_stream.serving.promote import promote
+from xplat_stream.failpoints import reached
+from xplat_stream.serving.promote import PATIENCE_S, WARM_WITHIN_S, exclusive, promote
 from xplat_stream.serving.releases import (
     ENCODER,
     HEAD,
@@ -30,7 +30,6 @@ from xplat_stream.serving.releases import (
     ModelRepository,
 )
 from xplat_stream.serving.signing import sign
-from xplat_stream.serving.store import ReleaseStore
 
 if TYPE_CHECKING:
     from trainer.dataset import Dataset
@@ -92,10 +91,13 @@ def release(
     """
     number = place_candidate(settings, candidate).release
     verdict = check(settings, number, data)
+    reached("release.judged")
     report("check", 1, 1, {"checks": len(verdict.checks), "refused": len(verdict.refused_by)})
     if not force and (not verdict.passed or _by_hand(settings, data)):
         return Released(number, verdict, promoted=False, previous=0)
-    promoted = promote(settings, number, force=force, reason="trained")
+    promoted = promote(
+        settings, number, force=force, reason="trained", patience_s=PATIENCE_S, warm_within_s=WARM_WITHIN_S
+    )
     report("publish", 1, 1, {"release": number})
     return Released(number, verdict, promoted=True, previous=promoted.previous)
 
@@ -116,12 +118,11 @@ def kept_encoder(manifest: Manifest) -> EncoderKept:
 
 def place_candidate(settings: Settings, candidate: Candidate) -> Manifest:
     """Give a candidate the next number and place it. Raises `ReleaseError`, `KafkaUnavailable`, and leaves nothing."""
-    active = active_announcement(settings)  # asked first: without Kafka nothing is placed
-    store = ReleaseStore.of(settings)
-    parent = active.release if active else 0
-    number = store.repository.next_number()
-    manifest = place(store.repository, number, candidate, parent=parent, key=settings.release.signing_key)
-    store.note(number, "candidate", "trained", data=candidate.data)
+    with exclusive(settings, "a release is being placed", patience_s=PATIENCE_S) as (store, active):
+        parent = active.release if active else 0
+        number = store.repository.next_number()
+        manifest = place(store.repository, number, candidate, parent=parent, key=settings.release.signing_key)
+        store.note(number, "candidate", "trained", data=candidate.data)
     return manifest
 
 

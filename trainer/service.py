@@ -6,25 +6,23 @@ down before it begins, so that a service that was killed goes on with it, from i
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import msgspec
 
 from trainer.drift import Shares, drift, shares
-from xplat_stream.errors import DataError, DeliveryError, KafkaUnavailable, OperatorError, XplatError
+from xplat_stream.disk import held, write_whole
+from xplat_stream.errors import DataError, DeliveryError, KafkaUnavailable, XplatError
 from xplat_stream.event import Event
 from xplat_stream.kafka.log import behavior_spans, read_behavior
-from xplat_stream.serving.releases import write_whole
 from xplat_stream.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from xplat_stream.settings import Settings, TrainerSettings
 
@@ -113,7 +111,7 @@ class TrainerService:
 
         Raises `OperatorError` where another service serves from this folder, `DataError` where the folder is unusable.
         """
-        with only_one(self._folder):
+        with held(self._folder / "lock", "a trainer is at work"):
             while True:
                 try:
                     self.turn()
@@ -169,23 +167,6 @@ class TrainerService:
 
     def _remember(self, history: History) -> None:
         write_whole(self._folder / "history.json", msgspec.json.encode(history))
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; a crash lets it go. Raises `OperatorError` where another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OperatorError(
-                "another trainer is at work",
-                where=str(folder),
-                expected="one trainer a folder",
-                fix="Stop it, or set another XPLAT_LOCAL__HOME.",
-            ) from error
-        yield
 
 
 def look(settings: Settings) -> Seen:

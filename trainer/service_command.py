@@ -17,7 +17,6 @@ from xplat_stream.settings import load_settings
 
 if TYPE_CHECKING:
     from trainer.service import Plan
-    from xplat_stream.comparison import Breach
     from xplat_stream.settings import Settings
 
 log = logging.getLogger("xplat.trainer")
@@ -77,19 +76,13 @@ class _Training:
 
 
 def _watch(settings: Settings) -> None:
-    """Roll the active release back where it breaks a limit before its time is over, or another one is promoted."""
+    """Roll the active release back where it breaks a limit before its time is over."""
     from xplat_stream.kafka.consumer import active_announcement
-    from xplat_stream.serving.promote import rollback
     from xplat_stream.watch import watch
-
-    def roll_back(release: int, found: tuple[Breach, ...]) -> None:
-        now = active_announcement(settings)
-        if now is not None and now.release == release:  # else another one took over meanwhile
-            rollback(settings, reason=f"it broke {'; '.join(map(str, found))}")
 
     try:
         announced = active_announcement(settings)
         if announced is not None and announced.previous:
-            watch(settings, announced, roll_back=roll_back)
+            watch(settings, announced)
     except XplatError as error:
         log.warning("the active release is not watched any longer: %s", error)

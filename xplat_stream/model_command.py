@@ -22,7 +22,6 @@ from xplat_stream.settings import load_settings
 from xplat_stream.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
-    from xplat_stream.comparison import Breach
     from xplat_stream.kafka.codec import Announcement
     from xplat_stream.serving.promote import Promoted
     from xplat_stream.settings import Settings
@@ -79,13 +78,18 @@ def model_show(number: Number, json: Json = False) -> None:
 @model_app.command("promote")
 def model_promote(
     number: Number,
-    force: Annotated[bool, typer.Option("--force", help="In spite of the gate; the journal says so.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="In spite of the gate, and of a cold encoder; the journal says so.")
+    ] = False,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait, as the shadow, until workers are warm for its encoder.")
+    ] = 0.0,
     json: Json = False,
 ) -> None:
     """Make a release the active one: loaded on every Triton, asked its golden requests, announced."""
     from xplat_stream.serving.promote import promote
 
-    _say(promote(load_settings(), number, force=force), json=json)
+    _say(promote(load_settings(), number, force=force, warm_within_s=wait), json=json)
 
 
 @model_app.command("rollback")
@@ -93,7 +97,9 @@ def model_rollback(json: Json = False) -> None:
     """Announce the previous release again, and quarantine the active one with what it was trained on."""
     from xplat_stream.serving.promote import rollback
 
-    _say(rollback(load_settings()), json=json)
+    back = rollback(load_settings())
+    if back is not None:
+        _say(back, json=json)
 
 
 @model_app.command("shadow")
@@ -152,18 +158,16 @@ def model_diff(json: Json = False) -> None:
 @model_app.command("watch")
 def model_watch(json: Json = False) -> None:
     """Watch the active release until its time is over; what breaks a limit is rolled back (exit code 1)."""
-    from xplat_stream.serving.promote import rollback
     from xplat_stream.watch import watch
 
     settings = load_settings()
-
-    def roll_back(release: int, found: tuple[Breach, ...]) -> None:
-        rollback(settings, reason=f"release {release} broke {'; '.join(map(str, found))}")
-
-    ended = watch(settings, _announced(settings), roll_back=roll_back)
-    broken = [str(breach) for breach in ended.breaches]
-    words = f"rolled back: {'; '.join(broken)}" if broken else f"release {ended.report.release} stays"
-    _done({"release": ended.report.release, "kept": ended.kept, "breaches": broken}, words, json=json)
+    ended = watch(settings, _announced(settings))
+    release, broken = ended.report.release, [str(breach) for breach in ended.breaches]
+    words = f"release {release} stays"
+    if broken:
+        words = f"{'rolled back' if ended.rolled_back else 'another release took over'}: {'; '.join(broken)}"
+    said = {"release": release, "kept": ended.kept, "rolled_back": ended.rolled_back, "breaches": broken}
+    _done(said, words, json=json)
     if broken:
         raise typer.Exit(1)
 
@@ -171,18 +175,20 @@ def model_watch(json: Json = False) -> None:
 @model_app.command("retire")
 def model_retire(number: Number, json: Json = False) -> None:
     """Give up a release that is neither active nor previous: out of Triton's sight, its files for `gc`."""
-    from xplat_stream.serving.promote import known_store
+    from xplat_stream.serving.promote import exclusive
 
-    known_store(load_settings())[0].retire(number, "retired by hand")
+    with exclusive(load_settings(), f"release {number} is being retired") as (store, _):
+        store.retire(number, "retired by hand")
     _done({"retired": number}, f"release {number} is retired", json=json)
 
 
 @model_app.command("gc")
 def model_gc(json: Json = False) -> None:
     """Delete the files that neither the active, previous or shadow release nor a newer candidate needs."""
-    from xplat_stream.serving.promote import known_store
+    from xplat_stream.serving.promote import exclusive
 
-    removed = known_store(load_settings())[0].collect()
+    with exclusive(load_settings(), "releases are being collected") as (store, _):
+        removed = store.collect()
     _done({"removed": removed}, "\n".join(removed) or "nothing to remove", json=json)
 
 
@@ -192,9 +198,10 @@ def model_push(
     json: Json = False,
 ) -> None:
     """Take in a release that was trained elsewhere, as a candidate."""
-    from xplat_stream.serving.promote import known_store
+    from xplat_stream.serving.promote import exclusive
 
-    number = known_store(load_settings())[0].push(folder).release
+    with exclusive(load_settings(), f"{folder} is being pushed") as (store, _):
+        number = store.push(folder).release
     _done({"release": number}, f"release {number} is a candidate: xplat model check {number}", json=json)
 
 

@@ -89,8 +89,8 @@ class TritonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The model server."""
 
     url: _Address = "127.0.0.1:8001"
-    """host:port of the gRPC endpoint. Several, separated by commas: a release is loaded on all, requests go to the
-    first."""
+    """host:port of the gRPC endpoint. Several, separated by commas, are replicas: a release is promoted when all have
+    it, requests take turns, and what one does not answer is asked of the next."""
     deadline_s: _Seconds = 10.0
     """Longest one inference call may take, encoder batches on a busy CPU included."""
     encoder_batch: Annotated[int, Meta(ge=1, le=512)] = 8
@@ -160,6 +160,8 @@ class ReleaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Users whose newest event is at most this much older than their partition's newest are active."""
     rescore_per_s: Annotated[float, Meta(gt=0)] = 200.0
     """Active users a worker scores again each second after another release took over."""
+    warm_per_s: Annotated[float, Meta(gt=0)] = 100.0
+    """Texts of active users a worker has encoded each second by a coming encoder, before it is promoted."""
     shadow_share: Annotated[float, Meta(ge=0, le=1)] = 0.05
     """Share of the users, chosen by their ids, whom the shadow release scores too."""
     watch_minutes: Annotated[float, Meta(ge=0)] = 60.0

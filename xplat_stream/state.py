@@ -29,6 +29,9 @@ BARRIER_KEY: Final = b"b"
 FORMAT: Final = 1
 _HEAD = Struct(">BBQIH")  # format, flags, revision, release, number of scores
 _PENDING: Final = 1
+MAX_VECTORS: Final = 3
+"""Encoder versions of which a text has a vector at the most: of the active, the previous and a coming release."""
+
 _SCORE_STEPS: Final = 0xFFFF
 
 
@@ -165,24 +168,43 @@ class UserState(NamedTuple):
 
 
 class TextEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A text that windows refer to, with the vector one encoder version gave it.
+    """A text that windows refer to, with the vectors that encoder versions gave it.
 
     `labels`: taxonomy label ids that the platform's own categories give the item; used as evidence.
-    `vector`: float16, little-endian, as many as the encoder is wide; empty while `encoder` is 0 (not encoded yet).
+    `vector`: of the newest encoder; float16, little-endian, as many as that is wide; empty while `encoder` is 0 (not
+    encoded yet). `others`: of older encoders, the newest first: while another release is on its way, or may be gone
+    back to, several are needed.
     """
 
     text: str
     labels: tuple[str, ...] = ()
     encoder: int = 0
     vector: bytes = b""
+    others: tuple[tuple[int, bytes], ...] = ()
+
+    @property
+    def vectors(self) -> dict[int, bytes]:
+        """Every vector that is there, by encoder version."""
+        return dict([(self.encoder, self.vector), *self.others]) if self.encoder and self.vector else dict(self.others)
+
+    def with_vector(self, encoder: int, vector: bytes) -> Self:
+        """Return it with the vector of an encoder beside those it has."""
+        return self.merge(type(self)(self.text, self.labels, encoder, vector))
 
     def merge(self, other: Self) -> Self:
-        """Keep the vector of the newer encoder."""
-        return max(self, other, key=lambda entry: (entry.encoder, entry.vector, entry.text, entry.labels))
+        """Keep the vectors of the newest encoders, of each encoder one, and what came with the very newest."""
+        first, second = sorted((self, other), key=lambda one: (one.encoder, one.vector, one.text, one.labels))
+        if not (first.others or second.others or (first.vectors and first.encoder < second.encoder)):
+            return second
+        held: dict[int, bytes] = {}
+        for encoder, vector in (*first.vectors.items(), *second.vectors.items()):
+            held[encoder] = max(vector, held.get(encoder, b""))
+        older = sorted((pair for pair in held.items() if pair[0] < second.encoder), reverse=True)
+        return msgspec.structs.replace(second, others=tuple(older[: MAX_VECTORS - 1]))
 
     def pack(self) -> bytes:
-        """Return the changelog value (msgpack array)."""
-        return _pack_text(self)
+        """Return the changelog value (msgpack array); without `others` as it was before there were any."""
+        return _pack_text(self if self.others else (self.text, self.labels, self.encoder, self.vector))
 
     @classmethod
     def unpack(cls, packed: bytes) -> TextEntry:

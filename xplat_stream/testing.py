@@ -1,4 +1,6 @@
-"""Public doubles for code that uses this library: events, a release, a scorer and a clock, all deterministic.
+"""Public doubles for code that uses this library: events, a release, a scorer, a model server and a clock.
+
+All are deterministic.
 
 Needs the ``worker`` extra (numpy, tokenizers), because a release and its scores are made of those.
 """
@@ -6,15 +8,18 @@ Needs the ``worker`` extra (numpy, tokenizers), because a release and its scores
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 
+import grpc
 import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from xplat_stream.errors import InvalidScores, TritonUnavailable
 from xplat_stream.event import Event, Millis, Object, UserId
@@ -25,12 +30,22 @@ from xplat_stream.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from xplat_stream.serving.scorer import Scorer
 
-__all__ = ["START", "FakeScorer", "ManualClock", "ScorerCall", "broken_promises", "make_event", "make_release"]
+__all__ = [
+    "START",
+    "FakeScorer",
+    "FakeTriton",
+    "ManualClock",
+    "ScorerCall",
+    "broken_promises",
+    "make_event",
+    "make_release",
+]
 
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 """When made-up time begins."""
@@ -180,6 +195,85 @@ def _unit(name: str, width: int) -> NDArray[np.float64]:
     raw = b"".join(blake2b(f"{name}:{part}".encode()).digest() for part in range(-(-width // 32)))
     vector = np.frombuffer(raw, ">i2")[:width].astype(np.float64) + 0.5  # never the zero vector
     return np.asarray(vector / np.linalg.norm(vector), np.float64)
+
+
+class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """A model server without models, on a loopback port: it loads folders, and answers zeros and one half.
+
+    As Triton in explicit mode with `latest { num_versions: 3 }`, it has the highest versions that lie in the repository
+    when a model is loaded, or when it starts. Use it as a context manager.
+    """
+
+    VERSIONS: Final = 3
+
+    def __init__(self, repository: Path, *, width: int = 8, labels: int = 1) -> None:
+        self._repository = repository
+        self._answers = {"vector": (width, 0.0), "scores": (labels, 0.5)}
+        self._server: grpc.Server | None = None
+        self._port = 0
+        self.loaded: dict[str, set[int]] = {}
+        self.refused: set[str] = set()
+        """Models that do not load."""
+        self.asked: list[tuple[str, int]] = []
+        """Model and version of every inference that was answered."""
+
+    @property
+    def url(self) -> str:
+        """Where it listens, also after it was stopped."""
+        return f"127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Serve what lies in the repository now, at the address of before."""
+        self.loaded = {folder.name: self._highest(folder.name) for folder in self._repository.glob("*/")}
+        self._server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
+        self._port = self._server.add_insecure_port(self.url)
+        self._server.start()
+
+    def stop(self) -> None:
+        """Be gone, as a server that was killed."""
+        if self._server is not None:
+            self._server.stop(None).wait()
+            self._server = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _highest(self, model: str) -> set[int]:
+        folders = self._repository.joinpath(model).glob("*/")
+        return set(sorted(int(one.name) for one in folders if one.name.isdecimal())[-self.VERSIONS :])
+
+    def ServerLive(self, *_: Any) -> Any:  # noqa: N802 - so named by the protocol, as those below
+        """Say that it is there."""
+        return service_pb2.ServerLiveResponse(live=True)
+
+    def ModelReady(self, request: Any, _: Any) -> Any:  # noqa: N802
+        """Say whether a version is loaded."""
+        return service_pb2.ModelReadyResponse(ready=int(request.version) in self.loaded.get(request.name, ()))
+
+    def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Load the highest versions there are, or refuse and keep those of before."""
+        if request.model_name in self.refused:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"failed to load '{request.model_name}', told to")
+        self.loaded[request.model_name] = self._highest(request.model_name)
+        return service_pb2.RepositoryModelLoadResponse()
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Answer as many rows as there are in the first input."""
+        model, version = request.model_name, int(request.model_version)
+        if version not in self.loaded.get(model, ()):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"version {version} of '{model}' is not loaded")
+        self.asked.append((model, version))
+        answer = service_pb2.ModelInferResponse(model_name=model, model_version=str(version))
+        name, rows = request.outputs[0].name, request.inputs[0].shape[0]
+        columns, value = self._answers[name]
+        answer.outputs.add(name=name, datatype="FP32", shape=[rows, columns])
+        answer.raw_output_contents.append(np.full((rows, columns), value, np.float32).tobytes())
+        return answer
 
 
 async def broken_promises(scorer: Scorer, release: Release) -> list[str]:

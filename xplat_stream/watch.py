@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from xplat_stream.comparison import Breach, breaches
 from xplat_stream.errors import DeliveryError, KafkaUnavailable
+from xplat_stream.failpoints import reached
 from xplat_stream.kafka.reports import read_release_report
+from xplat_stream.serving.promote import PATIENCE_S, rollback
 from xplat_stream.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
@@ -28,7 +30,9 @@ class Watched(NamedTuple):
     report: ReleaseReport
     """The last one."""
     breaches: tuple[Breach, ...]
-    """Why the release was rolled back; empty where it was kept."""
+    """The limits it broke; none where it was kept."""
+    rolled_back: bool
+    """Whether it was, for that; not where another release had taken over already."""
 
     @property
     def kept(self) -> bool:
@@ -36,11 +40,17 @@ class Watched(NamedTuple):
         return not self.breaches
 
 
+def roll_back(settings: Settings, release: int, broken: tuple[Breach, ...]) -> bool:
+    """Roll a release back for what it broke. Tell whether it was still there to be. Raises as `rollback`."""
+    reason = f"release {release} broke {'; '.join(map(str, broken))}"
+    return rollback(settings, only=release, reason=reason, patience_s=PATIENCE_S) is not None
+
+
 def watch(
     settings: Settings,
     announced: Announcement,
     *,
-    roll_back: Callable[[int, tuple[Breach, ...]], None],
+    roll_back: Callable[[Settings, int, tuple[Breach, ...]], bool] = roll_back,
     read: Callable[[Settings, Announcement], ReleaseReport] = lambda settings, announced: read_release_report(
         settings, announced.release, shadow=announced.previous, since=announced.announced_at
     ),
@@ -68,9 +78,9 @@ def watch(
         else:
             found = tuple(breaches(report.comparison, settings.release, slugs))
             if found:
-                log.error("release %d is rolled back: %s", announced.release, "; ".join(map(str, found)))
-                roll_back(announced.release, found)
-                return Watched(report, found)
+                log.error("release %d is to be rolled back: %s", announced.release, "; ".join(map(str, found)))
+                reached("watch.broken")
+                return Watched(report, found, roll_back(settings, announced.release, found))
         if left_s <= 0 and report is not None:
-            return Watched(report, ())
+            return Watched(report, (), rolled_back=False)
         sleep(min(settings.release.report_interval_s, max(0.0, left_s)))

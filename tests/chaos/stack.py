@@ -42,6 +42,17 @@ class Server:
         self._answers = answers
         self._child: Child | None = None
 
+    @property
+    def running(self) -> bool:
+        """Whether it lives."""
+        return self._child is not None and alive(self._child)
+
+    @property
+    def pid(self) -> int:
+        """The process that was started last."""
+        assert self._child is not None
+        return self._child.pid
+
     def start(self) -> None:
         """Start it and wait until it answers. Raises `RuntimeError` with its last words when it does not."""
         child = self._child = spawn(self._command, log=self._log, env=self._env)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ import pytest
 from tests.integration.conftest import announce_release, assert_exact, last_profiles, made_events, profiles, publish
 from tests.integration.test_worker import _stream
 from xplat_stream.event import Millis, UserId
-from xplat_stream.kafka.reports import read_release_report
+from xplat_stream.kafka.reports import read_release_report, read_warmth
 from xplat_stream.settings import ReleaseSettings
 from xplat_stream.testing import make_event
 from xplat_stream.watch import watch
@@ -146,6 +147,39 @@ def test_a_candidate_is_compared_on_live_windows(
     assert not worker.said("Traceback")
 
 
+def test_a_coming_encoder_is_warm_before_it_takes_over(
+    group: Settings, start_worker: Callable[..., Worker], publish_release: Callable[..., Published]
+) -> None:
+    """Texts of active users are encoded while it is the shadow; a host that lost its disk then encodes none of them."""
+    group = moving(group)
+    active = publish_release()
+    worker = start_worker(group).ready()
+    publish(group, made_events(60, 3, seed=430))
+    assert_exact(group)
+    candidate = publish_release(announce=False)
+    assert read_warmth(group, candidate.encoder) is None or not warm(group, candidate.encoder)
+    announce_release(group, active.number, active.encoder, shadow=candidate.number)
+    worker.until(lambda: warm(group, candidate.encoder), "be warm")
+    found = read_warmth(group, candidate.encoder)
+    assert found is not None
+    assert found.warmed == found.texts > 0
+    worker.end(signal.SIGKILL)
+    shutil.rmtree(group.worker.datadir)
+    announce_release(group, candidate.number, candidate.encoder)
+    worker = start_worker(group).ready()
+    worker.until(lambda: read_release_report(group, candidate.number).complete, "move everybody")
+    assert {one.model.release for one in last_profiles(group, "430-").values()} == {candidate.number}
+    assert worker.metrics.texts_seen > 0
+    assert worker.metrics.texts_encoded == 0
+    assert_exact(group)
+
+
+def warm(settings: Settings, encoder: int) -> bool:
+    """Tell whether every partition says that it is."""
+    found = read_warmth(settings, encoder)
+    return found is not None and found.complete
+
+
 def test_a_bad_release_is_found_out_and_goes_back(
     group: Settings, start_worker: Callable[..., Worker], publish_release: Callable[..., Published]
 ) -> None:
@@ -158,10 +192,11 @@ def test_a_bad_release_is_found_out_and_goes_back(
     bad = publish_release(encoder=good.encoder, tilt=-20.0, announce=False)
     announced = announce_release(group, bad.number, bad.encoder, previous=good.number)
 
-    def roll_back(release: int, breaches: tuple[Breach, ...]) -> None:
+    def roll_back(_: Settings, release: int, breaches: tuple[Breach, ...]) -> bool:
         assert release == bad.number
         assert breaches
         announce_release(group, good.number, good.encoder)
+        return True
 
     watched = watch(group, announced, roll_back=roll_back)
     assert not watched.kept

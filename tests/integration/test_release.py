@@ -11,24 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 import pytest
+from tritonclient.grpc import InferenceServerClient
 
-from tests.tiny_release import head_graph, make_published
-from tests.worker_process import XPLAT, environment
+from tests.integration.conftest import assert_exact, last_profiles, made_events, publish
+from tests.tiny_release import head_graph, make_published, successor
+from tests.worker_process import READY_WITHIN_S, XPLAT, environment
 from trainer.dataset import build_examples
 from trainer.gate import check
 from trainer.options import TrainOptions
 from trainer.progress import silent
-from trainer.release import Candidate, EncoderFiles, kept_encoder, place_candidate, release
+from trainer.release import place_candidate, release
 from xplat_stream import local
-from xplat_stream.errors import ReleaseError
+from xplat_stream.errors import ReleaseError, TritonUnavailable
 from xplat_stream.kafka.consumer import active_announcement
 from xplat_stream.kafka.topics import create_topics
+from xplat_stream.local import health, triton
+from xplat_stream.local.process import LOOPBACK, choose_port, spawn, stop, wait_for
 from xplat_stream.population import Population
 from xplat_stream.serving import ModelRepository, TritonScorer
 from xplat_stream.serving.promote import known_store, promote, rollback
-from xplat_stream.serving.releases import ENCODER, HEAD, MODEL_FILE, TOKENIZER_FILE
+from xplat_stream.serving.releases import ENCODER, HEAD
 from xplat_stream.serving.signing import make_key
 from xplat_stream.serving.store import ReleaseStore
 from xplat_stream.settings import KafkaSettings, ReleaseSettings, TritonSettings
@@ -39,6 +42,7 @@ from xplat_stream.window import WindowSpec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.worker_process import Worker
     from trainer.dataset import Dataset
     from xplat_stream.serving.releases import Manifest
     from xplat_stream.settings import Settings
@@ -74,44 +78,6 @@ def first(home: Settings) -> Manifest:
     simulate(home, Population(load_taxonomy(), users=120, seed=5), history_events=5000, history_days=20, rate_per_s=0)
     made = make_published(home)
     return ModelRepository(home.model.repository).manifest(made.number)
-
-
-def successor(home: Settings, manifest: Manifest, *, tilt: float = 1.0, new_encoder: bool = False) -> Candidate:
-    """Return a candidate like a release, whose scores are as far from one half as `tilt` says."""
-    repository = ModelRepository(home.model.repository)
-    folder = repository.folder(ENCODER, manifest.encoder)
-    head = head_graph(seed=manifest.release, labels=len(manifest.labels), tilt=tilt)
-    files = EncoderFiles((folder / MODEL_FILE).read_bytes(), (folder / TOKENIZER_FILE).read_bytes())
-    candidate = Candidate(
-        encoder=files if new_encoder else kept_encoder(manifest),
-        head=head,
-        taxonomy=manifest.taxonomy,
-        labels=manifest.labels,
-        platforms=manifest.platforms,
-        width=manifest.width,
-        max_tokens=manifest.max_tokens,
-        max_events=manifest.max_events,
-        base=manifest.base,
-        golden=manifest.golden,
-        metrics={},
-    )
-    return with_own_answers(candidate)
-
-
-def with_own_answers(candidate: Candidate) -> Candidate:
-    """Return a candidate whose golden requests are answered by its own head."""
-    from trainer.export import score_inputs
-    from xplat_stream.serving.features import HeadInputs
-
-    golden = candidate.golden
-    inputs = HeadInputs(
-        np.array(golden.head_vectors, np.float16),
-        np.array(golden.head_platform, np.int32),
-        np.array(golden.head_action, np.int32),
-        np.array(golden.head_age, np.float32),
-    )
-    scores = score_inputs(candidate.head, inputs)
-    return candidate._replace(golden=msgspec.structs.replace(golden, scores=scores.tolist()))
 
 
 def served(home: Settings) -> list[int]:
@@ -296,6 +262,62 @@ def test_approval_by_a_person(home: Settings, first: Manifest) -> None:
     assert (listed[found.number]["state"], listed[first.release]["state"]) == ("active", "previous")
     assert [one["state"] for one in shown["journal"]["changes"]] == ["candidate", "candidate", "active"]
     assert shown["about"]["parent"] == first.release
+
+
+def test_two_servers_on_one_repository(
+    home: Settings, first: Manifest, start_worker: Callable[..., Worker], tmp_path: Path
+) -> None:
+    """A release is promoted when both have it; a worker asks both in turn, and goes on with one when the other dies.
+
+    Then nothing is promoted, and the line names the one that is away.
+    """
+    ports = [choose_port(wanted=0, previous=0, variable="") for _ in range(3)]
+    names = ("port", "http_port", "metrics_port")
+    repository = Path(home.model.repository)
+    command = triton.command(home=tmp_path, repository=repository, **dict(zip(names, ports, strict=True)))
+    url = f"{LOOPBACK}:{ports[0]}"
+    second = spawn(command, log=tmp_path / "second.log", env=triton.environment())
+    both = msgspec.structs.replace(
+        home,
+        triton=TritonSettings(url=f"{home.triton.url},{url}"),
+        worker=msgspec.structs.replace(home.worker, app="replicas", datadir=str(tmp_path / "state")),
+    )
+    try:
+        assert wait_for(lambda: health.triton_answers(url, timeout_s=2), timeout_s=READY_WITHIN_S)
+        create_topics(both)
+        number = place_candidate(both, successor(both, first, new_encoder=True)).release
+        promote(both, number, force=True)
+        alone = msgspec.structs.replace(both, triton=TritonSettings(url=url))
+        assert number in served(home)
+        assert number in served(alone)
+
+        worker = start_worker(both).ready()
+        publish(both, made_events(100, 2, seed=500))
+        assert_exact(both)
+        assert min(inferences(one, HEAD, number) for one in both.triton.replicas) > 0
+        stop(second, patience_s=0)
+        publish(both, made_events(100, 2, seed=501))
+        assert_exact(both)
+        assert {one.status for one in last_profiles(both, "501-").values()} == {"fresh"}
+        assert worker.metrics.degraded == 0
+
+        before, said = states(both), active_announcement(both)
+        following = place_candidate(both, successor(both, first)).release
+        with pytest.raises(TritonUnavailable) as away:
+            promote(both, following, force=True)
+        assert away.value.where == url
+        assert states(both) == before | {following: "candidate"}
+        assert active_announcement(both) == said
+        assert number in served(home)
+    finally:
+        stop(second, patience_s=0)
+
+
+def inferences(server: TritonSettings, model: str, version: int) -> int:
+    """Return how many requests a server has answered with a version."""
+    with InferenceServerClient(server.url) as client:
+        (found,) = client.get_inference_statistics(model, str(version)).model_stats
+    return int(found.inference_stats.success.count)
 
 
 def test_collection_leaves_what_serves(home: Settings, first: Manifest) -> None:

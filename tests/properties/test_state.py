@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import publications, text_entries, windows
 from xplat_stream.event import TextHash, UserId
-from xplat_stream.state import Publication, TextEntry, UserState, text_key, user_key
+from xplat_stream.state import MAX_VECTORS, Publication, TextEntry, UserState, text_key, user_key
 from xplat_stream.window import WindowSpec
 
 SPEC = WindowSpec(per_platform=4)
@@ -67,11 +67,16 @@ def test_published_scores_are_kept_to_one_step(scores: list[float], release: int
 
 @given(text_entries(), text_entries(), text_entries())
 def test_texts_merge_in_any_order(a: TextEntry, b: TextEntry, c: TextEntry) -> None:
-    """Merge is a join, and the newer encoder's vector wins."""
+    """Merge is a join: the newer encoder's vector comes first, and of older ones the newest two stay."""
     assert a.merge(b) == b.merge(a)
     assert a.merge(b).merge(c) == a.merge(b.merge(c))
     assert a.merge(a) == a
-    assert a.merge(b).encoder == max(a.encoder, b.encoder)
+    merged = a.merge(b)
+    assert merged.encoder == max(a.encoder, b.encoder)
+    assert merged.vectors.keys() <= a.vectors.keys() | b.vectors.keys()
+    assert len(merged.vectors) <= MAX_VECTORS
+    older = sorted({one for one in a.vectors.keys() | b.vectors.keys() if one < merged.encoder}, reverse=True)
+    assert [encoder for encoder, _ in merged.others] == older[: MAX_VECTORS - 1]
 
 
 @given(text_entries(), st.binary(max_size=60))

@@ -16,11 +16,14 @@ from streams.pipeline import Admitted
 from streams.recovery import Recovery
 from streams.store import PartitionStore
 from streams.suspects import Suspects
+from streams.warming import Warmer
 from xplat_stream.errors import DeliveryError
 from xplat_stream.event import UserId
 from xplat_stream.metrics import Metrics
+from xplat_stream.serving.texts import TextVectors
 from xplat_stream.settings import Settings, WorkerSettings
 from xplat_stream.state import Publication, UserState
+from xplat_stream.testing import FakeScorer
 from xplat_stream.window import BehaviorWindow, WindowSpec
 
 if TYPE_CHECKING:
@@ -121,7 +124,9 @@ def owned(settings: Settings, changelog: FakeChangelog) -> Iterator[Callable[...
         metrics = Metrics()
         report = [] if failures is None else failures
         recovery = Recovery(settings, changelog, metrics)
-        made.append(Lanes(settings, pipeline, metrics, recovery=recovery, on_failure=report.append))
+        scorer = FakeScorer()
+        warmer = Warmer(scorer, TextVectors(scorer))
+        made.append(Lanes(settings, pipeline, metrics, recovery=recovery, warmer=warmer, on_failure=report.append))
         return made[-1]
 
     yield make

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 
-from streams import migration as migration_module
+from streams import active as active_module
 from streams.migration import Budget, Migration, Progress
 from streams.store import PartitionStore
 from tests.strategies import publications, windows
@@ -151,8 +151,8 @@ def test_the_rate_is_kept(bench: Bench) -> None:
 
 def test_memory_is_bounded_whoever_is_left(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where more users are left than are held, they are found by looking again, the most recent of all first."""
-    monkeypatch.setattr(migration_module, "_HELD", 3)
-    monkeypatch.setattr(migration_module, "_LOOKED_AT", 2)
+    monkeypatch.setattr(active_module, "HELD", 3)
+    monkeypatch.setattr(active_module, "_LOOKED_AT", 2)
     for hour in range(8):
         bench.put(f"u{hour}", hour=hour, release=1)
     assert bench.all_of(2) == [["u7", "u6", "u5"], ["u4", "u3", "u2"], ["u1", "u0"]]

@@ -17,6 +17,7 @@ from xplat_stream.testing import START, make_event, make_release
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from streams.warming import Warmth
     from tests.streams.conftest import Bench
     from xplat_stream.kafka.codec import Report
 
@@ -50,6 +51,7 @@ class Desk:
         self.bench = bench
         self.topic = FakeTopic()
         self.progress = {bench.partition: Progress(2, 10, 4)}
+        self.warmth: dict[int, Warmth] = {}
         self.now = START
         self.reports = self.begin()
         bench.pipeline.release = make_release(2)
@@ -60,6 +62,7 @@ class Desk:
         return Reports(
             self.bench.shadow,
             lambda: self.progress,
+            lambda: self.warmth,
             read=self.topic.read,
             write=self.topic.write,
             now=lambda: self.now,

@@ -11,6 +11,7 @@ import pytest
 
 from streams import switch as switch_module
 from streams.switch import ReleaseSwitch
+from streams.warming import Warmer
 from xplat_stream.errors import ReleaseError, TritonUnavailable
 from xplat_stream.kafka.codec import Announcement, decode_announcement, encode_announcement
 from xplat_stream.serving import CircuitBreaker
@@ -77,6 +78,7 @@ def make_switch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
             vectors=bench.vectors,
             pipeline=bench.pipeline,
             shadow=bench.shadow,
+            warmer=Warmer(bench.scorer, bench.vectors),
             stores=lambda: [bench.store],
             metrics=bench.metrics,
         )

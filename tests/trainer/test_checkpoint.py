@@ -142,7 +142,7 @@ def test_a_torn_write_leaves_the_state_before(tmp_path):
     """A process that dies while it writes has lost that write and nothing else."""
     kept = checkpoint(tmp_path)
     kept.save("encoder", {"done": 1})
-    (tmp_path / "encoder.writing").write_bytes(b"half")
+    (tmp_path / ".encoder.checkpoint.77").write_bytes(b"half")
 
     found = checkpoint(tmp_path, resume=True).load("encoder")
 

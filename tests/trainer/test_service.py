@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from trainer.drift import Shares
-from trainer.service import FOLDER, History, Plan, Seen, TrainerService, due, only_one
+from trainer.service import FOLDER, History, Plan, Seen, TrainerService, due
+from xplat_stream.disk import held
 from xplat_stream.errors import DataError, KafkaUnavailable, OperatorError, ReleaseError
 from xplat_stream.settings import LocalSettings, Settings, TrainerSettings
 
@@ -119,11 +120,14 @@ def test_a_refused_training_is_tried_again_with_more(tmp_path: Path) -> None:
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
-    """A second service is told that there is one; when that one is gone, its place is free."""
-    with only_one(tmp_path), pytest.raises(OperatorError, match="another trainer"), only_one(tmp_path):
-        pass
-    with only_one(tmp_path):
-        pass
+    """A second service in the folder is told of the first, and looks at nothing."""
+
+    def looked() -> Seen:
+        raise AssertionError
+
+    settings = Settings(local=LocalSettings(home=str(tmp_path)))
+    with held(tmp_path / FOLDER / "lock", "a trainer is at work"), pytest.raises(OperatorError, match="is at work"):
+        TrainerService(settings, Trainings(), looked).run(threading.Event())
 
 
 def test_a_broker_that_is_away_ends_nothing(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_the_defaults_are_pinned(tmp_path: Path) -> None:
             "max_memory_mb": 1024,
             "active_days": 7.0,
             "rescore_per_s": 200.0,
+            "warm_per_s": 100.0,
             "shadow_share": 0.05,
             "watch_minutes": 60.0,
             "report_interval_s": 10.0,

@@ -49,9 +49,10 @@ class World:
         """Let the time pass."""
         self.now_s += seconds
 
-    def roll_back(self, release: int, breaches: tuple[Breach, ...]) -> None:
+    def roll_back(self, _: Settings, release: int, breaches: tuple[Breach, ...]) -> bool:
         """Note what is to be rolled back."""
         self.rolled_back.append((release, breaches))
+        return True
 
     def watch(self) -> Watched:
         """Watch release 2 against 1."""
@@ -79,7 +80,7 @@ def test_a_breach_rolls_back_at_once() -> None:
     """With the release and what it broke; the watch is then over."""
     world = World(said(windows=2, score=0.9), said(), said(score=0.9))
     watched = world.watch()
-    assert not watched.kept
+    assert (watched.kept, watched.rolled_back) == (False, True)
     assert world.now_s == 20
     ((release, breaches),) = world.rolled_back
     assert release == 2
@@ -107,7 +108,7 @@ def test_what_rolling_back_raises_is_told() -> None:
     """Whoever watches has to know that the release is still active."""
     world = World(said(score=0.9))
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object) -> bool:
         raise RuntimeError("no previous release")
 
     world.roll_back = refuse  # type: ignore[method-assign]

@@ -117,6 +117,14 @@ class Report(msgspec.Struct, frozen=True):
     comparison: Comparison
     since: datetime = datetime(1970, 1, 1, tzinfo=UTC)
     """When the pair was announced: a release that is promoted twice does not begin with what was counted before."""
+    encoder: int = 0
+    """The encoder whose vectors are made ahead, or kept: a coming release's, else that in use; 0 before any."""
+    texts: int = 0
+    """Texts of active users."""
+    warmed: int = 0
+    """Of those, texts whose vector by that encoder lies in the partition's state."""
+    warm: bool = False
+    """Whether a look at every active user found none without."""
     version: int = 1
 
 

@@ -6,8 +6,9 @@ and what comparing two releases has given. Its owner goes on from the last one, 
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from functools import reduce
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xplat_stream.comparison import Comparison
 from xplat_stream.kafka.codec import Report, decode_report, encode_report, report_key
@@ -17,11 +18,12 @@ from xplat_stream.kafka.topics import MODELS, changelog_topic, partition_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
 
     from xplat_stream.settings import Settings
 
 _FLUSH_S = 10.0
+_SPEAKS_WITHIN: Final = timedelta(minutes=3)
+"""A worker reports once a minute at the least."""
 
 
 class ReleaseReport(NamedTuple):
@@ -45,6 +47,39 @@ class ReleaseReport(NamedTuple):
     def complete(self) -> bool:
         """Whether every active user of every partition is on the release, as of the last reports."""
         return 0 < self.partitions == self.settled
+
+
+class Warmth(NamedTuple):
+    """How far the workers that are there are with the vectors of an encoder, all partitions together."""
+
+    partitions: int
+    warm: int
+    """Partitions none of whose active users has a text without a vector."""
+    texts: int
+    """Texts of active users, partition by partition, as far as they have been looked at."""
+    warmed: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every partition is warm, as of the last reports."""
+        return self.partitions == self.warm
+
+
+def warmth(reports: Iterable[Report], encoder: int, *, partitions: int, now: datetime) -> Warmth | None:
+    """Add up what is said of an encoder. None where nobody has said anything for a while: no worker is there."""
+    held = [one for one in reports if now - one.at < _SPEAKS_WITHIN]
+    here = [one for one in held if one.encoder == encoder]
+    if not held:
+        return None
+    return Warmth(
+        partitions, sum(one.warm for one in here), sum(one.texts for one in here), sum(one.warmed for one in here)
+    )
+
+
+def read_warmth(settings: Settings, encoder: int) -> Warmth | None:
+    """Return what the worker group of these settings says of an encoder now. Raises as `read_release_report`."""
+    partitions = partition_counts(settings).get(changelog_topic(settings.worker.app), 0)
+    return warmth(read_reports(settings), encoder, partitions=partitions, now=datetime.now(UTC))
 
 
 def combined(

@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from xplat_stream.disk import write_whole
 from xplat_stream.errors import StackError
 from xplat_stream.local.process import Child, alive
 from xplat_stream.settings import STACK_FILE
@@ -91,10 +91,8 @@ def read_ports(home: Path) -> Ports:
 
 
 def write(path: Path, value: msgspec.Struct) -> None:
-    """Replace a file by rename, so that a reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
-    partial.replace(path)
+    """Replace a file, so that a reader never sees half of it. Raises `OSError`."""
+    write_whole(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 @contextmanager

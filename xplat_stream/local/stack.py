@@ -177,10 +177,11 @@ def _prepared_triton(
 ) -> Server | _Launch:
     if external:
         _not_ours("triton", before)
-        if not health.triton_answers(external, timeout_s=EXTERNAL_WITHIN_S):
+        silent = [url for url in external.split(",") if not health.triton_answers(url, timeout_s=EXTERNAL_WITHIN_S)]
+        if silent:
             raise TritonUnavailable(
                 f"no Triton says it is ready within {EXTERNAL_WITHIN_S:.0f} s",
-                where=external,
+                where=",".join(silent),
                 expected="a running server's gRPC address",
                 fix="Start it, or unset XPLAT_TRITON__URL to have `xplat up` start one.",
             )
@@ -257,6 +258,10 @@ def _triton_is_up(address: str) -> bool:
     return _is_open(address) and health.triton_answers(address, timeout_s=2)
 
 
+def _tritons_answer(addresses: str, *, timeout_s: float) -> bool:
+    return all(health.triton_answers(url, timeout_s=timeout_s) for url in addresses.split(","))
+
+
 def _is_open(address: str) -> bool:
     return is_open(int(address.rpartition(":")[2]))
 
@@ -290,7 +295,7 @@ def _states(home: Path, broker: Server | None, server: Server | None, *, healthy
     return StackState(
         home=str(home),
         kafka=_state("kafka", broker, health.kafka_answers, healthy=healthy),
-        triton=_state("triton", server, health.triton_answers, healthy=healthy),
+        triton=_state("triton", server, _tritons_answer, healthy=healthy),
     )
 
 

@@ -19,6 +19,7 @@ import logging
 import os
 import shutil
 import uuid
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -26,13 +27,15 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from xplat_stream.disk import flush_folder, held, write_whole
 from xplat_stream.errors import ReleaseError
+from xplat_stream.failpoints import reached
 from xplat_stream.profile import ModelRef, TaxonomyRef
 from xplat_stream.serving.features import TextFeatures
 from xplat_stream.serving.signing import is_signed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from xplat_stream.settings import Settings
 
@@ -46,6 +49,7 @@ MANIFEST_FILE: Final = "manifest.json"
 SIGNATURE_FILE: Final = "manifest.sig"
 CONFIG_FILE: Final = "config.pbtxt"
 LAST_NUMBER_FILE: Final = "last-number"
+LOCK_FILE: Final = "lock"
 
 
 class Golden(msgspec.Struct, frozen=True):
@@ -152,7 +156,7 @@ class ModelRepository:
 
     def versions(self, model: str) -> list[int]:
         """Return the versions of a model that Triton sees, ascending."""
-        return _numbers(self.root / model)
+        return numbered(self.root / model)
 
     def releases(self) -> list[int]:
         """Return the numbers of the releases that Triton sees and that are complete, ascending."""
@@ -186,18 +190,21 @@ class ModelRepository:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             source.rename(target)
-            _flush_folder(target.parent)
-            _flush_folder(source.parent)
+            reached("sight.renamed")
+            flush_folder(target.parent)
+            flush_folder(source.parent)
         except OSError as error:
             raise unwritable(str(target), error) from error
 
     def next_number(self) -> int:
-        """Return a number above every version ever placed here, those taken away again included: numbers only grow."""
+        """Return a number above every version ever placed here, those taken away again included: numbers only grow.
+
+        The probes that the gate has beside the models are no releases, also those that a killed run has left.
+        """
         last = self._staging / LAST_NUMBER_FILE
         ever = int(last.read_text()) if last.is_file() else 0
-        models = [folder.name for folder in self.root.iterdir()] if self.root.is_dir() else []
-        seen = [version for model in models for version in self.versions(model)]
-        return max([ever, *seen, *_numbers(self.hidden)]) + 1
+        seen = [version for folder in self.root.glob("interest_*") for version in self.versions(folder.name)]
+        return max([ever, *seen, *numbered(self.hidden)]) + 1
 
     def place(
         self, model: str, version: int, files: Mapping[str, bytes | Path], *, in_sight: bool = True
@@ -221,26 +228,50 @@ class ModelRepository:
             checksums = {
                 f"{model}/{version}/{name}": _write_durably(staged / name, content) for name, content in files.items()
             }
-            _flush_folder(staged)
-            _write_durably(self._staging / LAST_NUMBER_FILE, str(max(version, self.next_number() - 1)).encode())
+            flush_folder(staged)
             target.parent.mkdir(parents=True, exist_ok=True)
+            reached("place.written")
             staged.rename(target)
-            _flush_folder(target.parent)
+            reached("place.renamed")
+            flush_folder(target.parent)
         except OSError as error:
             shutil.rmtree(staged, ignore_errors=True)
             raise unwritable(f"version {version} of {model}", error, target) from error
         return checksums
 
     def remove(self, model: str, version: int) -> None:
-        """Delete a version, wherever it lies."""
-        shutil.rmtree(self.folder(model, version), ignore_errors=True)
+        """Delete a version, wherever it lies: gone at once, its number remembered. Raises `ReleaseError`."""
+        folder, gone = self.folder(model, version), self._staging / uuid.uuid4().hex
+        if not folder.is_dir():
+            return
+        try:
+            write_whole(self._staging / LAST_NUMBER_FILE, str(self.next_number() - 1).encode())
+            folder.rename(gone)
+            reached("remove.renamed")
+        except OSError as error:
+            raise unwritable(str(folder), error) from error
+        shutil.rmtree(gone, ignore_errors=True)
 
-    def sweep(self, before: float) -> list[str]:
-        """Delete what processes that died have left in staging before a time, in seconds since the epoch."""
-        left = [one for one in self._staging.glob("*/") if one.stat().st_mtime < before]
+    def sweep(self) -> list[str]:
+        """Delete what whoever died has left in staging. Only inside `held`, and nothing is being staged."""
+        left = list(self._staging.glob("*/"))
         for folder in left:
             shutil.rmtree(folder, ignore_errors=True)
         return [str(folder) for folder in left]
+
+    @contextmanager
+    def held(self, doing: str, *, patience_s: float = 0.0) -> Iterator[None]:
+        """Be the only one to change the repository inside the block. A crash lets it go.
+
+        `doing`: what others are told. Raises `OperatorError` that names who has it where that one does not let go in
+        time, `ReleaseError`.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(held(self._staging / LOCK_FILE, doing, patience_s=patience_s))
+            except OSError as error:
+                raise unwritable(str(self.root), error) from error
+            yield
 
     def manifest(self, number: int) -> Manifest:
         """Read a release's manifest. Raises `ReleaseError`."""
@@ -305,19 +336,8 @@ class ModelRepository:
                 )
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a small file so that whoever reads it, even after a crash, finds the old content or the new one.
-
-    Raises `OSError`.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_durably(partial, content)
-    partial.replace(path)
-    _flush_folder(path.parent)
-
-
-def _numbers(folder: Path) -> list[int]:
+def numbered(folder: Path) -> list[int]:
+    """Return the numbers that folders in a folder are named by, ascending."""
     return sorted(int(child.name) for child in folder.iterdir() if child.name.isdigit()) if folder.is_dir() else []
 
 
@@ -337,12 +357,5 @@ def _write_durably(path: Path, content: bytes | Path) -> str:
         file.write(raw)
         file.flush()
         os.fsync(file.fileno())
+    reached("place.file")
     return sha256(raw).hexdigest()
-
-
-def _flush_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,19 +3,20 @@
     model_repo.releases/<number>/state.json      every change of state, with time and reason
     model_repo.releases/<number>/verdict.json    what the gate found
 
-Which release is active, previous and shadow is said by `interest.models.v1` alone; the journal follows it
-(`ReleaseStore.follow`) and says the rest. It lies beside the repository, where Triton does not look.
+Which release is active, previous and shadow is said by `interest.models.v1` alone. What it says and a journal does not
+yet is read as if it stood there (`ReleaseStore.hear`) and written down by whoever changes something next (`follow`).
 """
 
 from __future__ import annotations
 
 import shutil
-import time
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 
+from xplat_stream.disk import held, write_whole
 from xplat_stream.errors import ReleaseError
 from xplat_stream.serving.releases import (
     ENCODER,
@@ -27,11 +28,12 @@ from xplat_stream.serving.releases import (
     DataSpan,
     Manifest,
     ModelRepository,
+    numbered,
     unwritable,
-    write_whole,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from xplat_stream.kafka.codec import Announcement
@@ -39,9 +41,8 @@ if TYPE_CHECKING:
 
 STATE_FILE: Final = "state.json"
 VERDICT_FILE: Final = "verdict.json"
-
-_LEFT_BEHIND_S: Final = 3600.0
-"""What is staged for longer was left by a process that died."""
+_LOCK_FILE: Final = ".journals.lock"
+_WRITES_WITHIN_S: Final = 30.0
 
 _Kept = TypeVar("_Kept")
 
@@ -144,6 +145,8 @@ class ReleaseStore:
 
     def __init__(self, repository: ModelRepository) -> None:
         self.repository = repository
+        self.announced: Announcement | None = None
+        """What the topic was last heard to say."""
 
     @classmethod
     def of(cls, settings: Settings) -> ReleaseStore:
@@ -157,12 +160,24 @@ class ReleaseStore:
         heads = [path.parents[1].name for path in beside.glob(f"*/{HEAD}/{MANIFEST_FILE}")]
         return sorted({*self.repository.releases(), *map(int, filter(str.isdecimal, journals + heads))})
 
+    def hear(self, announced: Announcement | None) -> None:
+        """Read releases' states from here on as the topic has them. Nothing is written."""
+        self.announced = announced
+
+    def follow(self, announced: Announcement | None) -> None:
+        """Let the journals say what the topic says. Raises `ReleaseError`."""
+        self.hear(announced)
+        for number in self.numbers():
+            with self._journal_held():
+                noted = self._noted(number)
+                said = self._said(number, noted)
+                if said is not None:
+                    self._write(number, STATE_FILE, Journal(number, (*noted, said)))
+
     def journal(self, number: int) -> Journal:
         """Return what happened to a release. Raises `ReleaseError` where there is none of that number."""
-        found = self._read(number, STATE_FILE, Journal)
-        if found is not None:
-            return found
-        if number not in self.numbers():
+        noted = self._noted(number)
+        if not noted and number not in self.numbers():
             known = ", ".join(map(str, self.numbers())) or "none"
             raise ReleaseError(
                 f"there is no release {number}",
@@ -170,35 +185,51 @@ class ReleaseStore:
                 expected=f"one of those that are there: {known}",
                 fix="`xplat model list` shows them.",
             )
-        return Journal(number, ())
+        said = self._said(number, noted)
+        return Journal(number, noted if said is None else (*noted, said))
 
     def state(self, number: int) -> State:
-        """Return a release's state. One that nobody wrote anything of is a candidate. Raises `ReleaseError`."""
-        changes = self.journal(number).changes
-        return changes[-1].state if changes else "candidate"
+        """Return a release's state. Raises `ReleaseError`."""
+        return _state_after(self.journal(number).changes)
 
     def note(self, number: int, state: State, reason: str, *, data: DataSpan | None = None) -> None:
         """Write down that a release is in a state, and why. Raises `ReleaseError`."""
-        before = self._read(number, STATE_FILE, Journal) or Journal(number, ())
-        change = Change(state, datetime.now(UTC), reason, data)
-        self._write(number, STATE_FILE, Journal(number, (*before.changes, change)))
+        with self._journal_held():
+            change = Change(state, datetime.now(UTC), reason, data)
+            self._write(number, STATE_FILE, Journal(number, (*self._noted(number), change)))
 
-    def follow(self, announced: Announcement | None) -> None:
-        """Let the journals say what the topic says. Raises `ReleaseError`."""
+    @contextmanager
+    def _journal_held(self) -> Iterator[None]:
+        """Let one process at a time add to a journal: the gate does so while somebody else may promote."""
+        with held(self.repository.hidden / _LOCK_FILE, "a journal is being written", patience_s=_WRITES_WITHIN_S):
+            yield
+
+    def _noted(self, number: int) -> tuple[Change, ...]:
+        found = self._read(number, STATE_FILE, Journal)
+        return found.changes if found else ()
+
+    def _said(self, number: int, noted: tuple[Change, ...]) -> Change | None:
+        """Return the change that the topic tells of and a release's journal does not."""
+        announced = self.announced
         if announced is None:
-            return
+            return None
         now: dict[int, State] = {announced.previous: "previous", announced.shadow: "shadow"}
         now |= {announced.rolled_back: "quarantined", announced.release: "active"}
-        for number in self.numbers():
-            state = self.state(number)
-            said = now.get(number)
-            if said is None and (state in _ANNOUNCED or (number < announced.release and not self._noted(number))):
-                said = "retired"
-            if said is not None and said != state:
-                self.note(number, said, f"as announced at {announced.announced_at:%Y-%m-%d %H:%M:%S}Z")
+        state, said = _state_after(noted), now.get(number)
+        if said is None and state == "shadow" and number > announced.release:
+            said = "candidate"
+        elif said is None and (state in _ANNOUNCED or (number < announced.release and not noted)):
+            said = "retired"
+        if said in (None, state):
+            return None
+        reason = f"as announced at {announced.announced_at:%Y-%m-%d %H:%M:%S}Z"
+        return Change(said, announced.announced_at, reason, self.data_of(number) if said == "quarantined" else None)
 
-    def _noted(self, number: int) -> bool:
-        return bool(self.journal(number).changes)
+    def data_of(self, number: int) -> DataSpan | None:
+        """Return what a release was trained on, None where that cannot be read."""
+        with suppress(ReleaseError):  # quarantined all the same: its manifest may be what is wrong with it
+            return self.repository.manifest(number).data
+        return None
 
     def verdict(self, number: int) -> Verdict | None:
         """Return what the gate said of a release last, None where it was not asked. Raises `ReleaseError`."""
@@ -263,6 +294,39 @@ class ReleaseStore:
         if manifest is not None and manifest.encoder not in self._encoders(self.repository.releases()):
             self.repository.hide(ENCODER, manifest.encoder)
 
+    def tidy(self) -> None:
+        """Finish, or undo, what whoever died at it has left half done. Only inside `ModelRepository.held`.
+
+        In Triton's sight is then what is announced, no more and no less; where nothing is, or something that does not
+        lie here, all stays. Of releases that were not placed whole nothing is left. Raises `ReleaseError`.
+        """
+        repository, announced = self.repository, self.announced
+        repository.sweep()
+        for number in self._unfinished():
+            shutil.rmtree(repository.hidden / str(number), ignore_errors=True)
+        if announced is None or not repository.folder(HEAD, announced.release).is_dir():
+            return
+        heads = {announced.release, announced.previous, announced.shadow}
+        try:
+            encoders = self._encoders(heads) | {announced.encoder}
+        except ReleaseError:  # a manifest that cannot be read does not say which encoder is needed: all of them stay
+            encoders = set(repository.versions(ENCODER))
+        for model, wanted in ((ENCODER, encoders), (HEAD, heads)):
+            for version in wanted:
+                repository.show(model, version)
+            for version in set(repository.versions(model)) - wanted:
+                repository.hide(model, version)
+
+    def _unfinished(self) -> list[int]:
+        """Return the numbers of releases that were never placed whole: no head, no journal, an encoder of nobody's."""
+        alone = [
+            number
+            for number in numbered(self.repository.hidden)
+            if not self.repository.folder(HEAD, number).is_dir() and not self._noted(number)
+        ]
+        used = self._encoders(self.numbers()) if alone else set()
+        return [number for number in alone if number not in used]
+
     def collect(self) -> list[str]:
         """Delete the files that no kept release needs, and return their paths; journals and verdicts stay.
 
@@ -274,21 +338,19 @@ class ReleaseStore:
             number for number, state in states.items() if state in KEPT and (state != "candidate" or number > active)
         }
         encoders = self._encoders(kept)
-        # A training that is under way has placed its encoder and not yet its head: those above every release stay.
-        newest = max(states, default=0)
         seen = {*self.repository.versions(ENCODER), *map(int, self._beside(ENCODER))}
         gone = [(HEAD, number) for number in states if number not in kept]
-        gone += [(ENCODER, version) for version in sorted(seen) if version not in encoders and version <= newest]
+        gone += [(ENCODER, version) for version in sorted(seen - encoders)]
         removed = []
+        for number, state in states.items():
+            if state == "candidate" and number not in kept:
+                self.note(number, "retired", f"never promoted; release {active} is newer")
         for model, version in gone:
             folder = self.repository.folder(model, version)
             if folder.is_dir():
                 self.repository.remove(model, version)
                 removed.append(str(folder))
-        for number, state in states.items():
-            if state == "candidate" and number not in kept:
-                self.note(number, "retired", f"never promoted; release {active} is newer")
-        return removed + self.repository.sweep(time.time() - _LEFT_BEHIND_S)
+        return removed
 
     def push(self, folder: Path) -> Manifest:
         """Take in a release that was made elsewhere, as a candidate: `interest_head/` and `interest_encoder/`.
@@ -349,6 +411,11 @@ class ReleaseStore:
             write_whole(path, content)
         except OSError as error:
             raise unwritable(str(path), error) from error
+
+
+def _state_after(changes: tuple[Change, ...]) -> State:
+    """Return the state of a release with this journal. One that nobody wrote anything of is a candidate."""
+    return changes[-1].state if changes else "candidate"
 
 
 def _since(changes: tuple[Change, ...]) -> datetime | None:

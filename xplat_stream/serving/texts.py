@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from xplat_stream.profile import KnownText
-from xplat_stream.state import TextEntry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from xplat_stream.event import TextHash
     from xplat_stream.serving.releases import Release
     from xplat_stream.serving.scorer import Scorer
+    from xplat_stream.state import TextEntry
 
 MAX_TEXTS: Final = 500_000
 """Vectors held in memory: 64 float16 and their bookkeeping are about 400 bytes, so 200 MB at the most."""
@@ -40,19 +40,20 @@ class TextVectors:
         return [text_hash for text_hash in hashes if text_hash not in held]
 
     def learn(self, entries: Mapping[TextHash, TextEntry]) -> None:
-        """Take in texts read from a partition's state, with their vectors where they have one."""
+        """Take in texts read from a partition's state, with those of their vectors whose encoder is in use here."""
         for text_hash, entry in entries.items():
             self.known[text_hash] = KnownText(entry.labels, entry.text)
-            if entry.encoder and entry.vector:
-                self.of(entry.encoder)[text_hash] = entry.vector
+            for encoder, vector in entry.vectors.items():
+                if encoder in self._vectors:
+                    self._vectors[encoder][text_hash] = vector
 
     async def encode(self, release: Release, entries: Mapping[TextHash, TextEntry]) -> dict[TextHash, TextEntry]:
         """Return the entries with a vector of the release's encoder, encoding those that have none.
 
         Raises what the scorer raises.
         """
-        self.learn(entries)
         held = self.of(release.encoder)
+        self.learn(entries)
         absent = [text_hash for text_hash in entries if text_hash not in held]
         mine = [text_hash for text_hash in absent if (release.encoder, text_hash) not in self._running]
         waiting = {self._running[key] for key in ((release.encoder, one) for one in absent) if key in self._running}
@@ -64,10 +65,7 @@ class TextVectors:
         if waiting:
             # Shielded: another partition may wait for the same texts when this one is taken away.
             await asyncio.shield(asyncio.gather(*waiting))
-        return {
-            text_hash: TextEntry(entry.text, entry.labels, release.encoder, held[text_hash])
-            for text_hash, entry in entries.items()
-        }
+        return {text_hash: entry.with_vector(release.encoder, held[text_hash]) for text_hash, entry in entries.items()}
 
     async def _encode(self, release: Release, texts: Mapping[TextHash, str]) -> None:
         try:
@@ -83,6 +81,10 @@ class TextVectors:
         kept = set(keep)
         for encoder in [one for one in self._vectors if one not in kept]:
             del self._vectors[encoder]
+
+    def forget_encoder(self, encoder: int) -> None:
+        """Drop the vectors of one encoder."""
+        self._vectors.pop(encoder, None)
 
     def forget_oldest(self) -> None:
         """Drop the longest-held tenth when there are too many texts; partitions hold them all on disk."""

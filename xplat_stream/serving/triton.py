@@ -1,8 +1,14 @@
-"""The one place that speaks to Triton: inference with pinned versions and deadlines, and loading of new versions."""
+"""The one place that speaks to Triton: inference with pinned versions and deadlines, and loading of new versions.
+
+Several servers, named in one setting, are replicas: what is loaded is loaded on all of them or it is an error; calls
+take turns, and one that a replica does not answer is asked of the next.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
@@ -11,11 +17,12 @@ from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from xplat_stream.errors import InvalidScores, ReleaseError, TritonUnavailable
+from xplat_stream.failpoints import reached
 from xplat_stream.serving.features import HeadInputs
 from xplat_stream.serving.releases import ENCODER, HEAD
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,18 +32,48 @@ if TYPE_CHECKING:
 GOLDEN_TOLERANCE: Final = 5e-3
 """Largest difference between a golden answer and the server's: float16 inputs and another CPU's kernels stay below."""
 
+log = logging.getLogger("xplat.triton")
+
 _LOAD_S: Final = 120.0
 _POLL_S: Final = 0.05
 _WORDS: Final = 300
 """Characters of what Triton says of an error."""
 
+_AWAY: Final = frozenset({"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"})
+_REST_S: Final = 1.0
+_LONGEST_REST_S: Final = 60.0
+
+
+class _Replica:
+    """One server, and when it is worth asking again."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.client = triton.InferenceServerClient(url)
+        self._rest_s = 0.0
+        self.rests_until = 0.0
+
+    def answered(self) -> None:
+        """Note that it is there."""
+        if self._rest_s:
+            log.warning("the model server at %s answers again", self.url)
+        self._rest_s = self.rests_until = 0.0
+
+    def failed(self, now: float) -> None:
+        """Leave it alone for a while, longer each time: asking one that hangs costs a deadline."""
+        if now >= self.rests_until:  # else a call that was under way already
+            self._rest_s = min(_LONGEST_REST_S, 2 * self._rest_s or _REST_S)
+            self.rests_until = now + self._rest_s
+
 
 class TritonScorer:
-    """Scores with the two models of a release, on one connection. Use it inside one event loop; `close` it."""
+    """Scores with the two models of a release, on any of the servers. Use it inside one event loop; `close` it."""
 
-    def __init__(self, settings: TritonSettings) -> None:
-        self._settings = settings.replicas[0]
-        self._client = triton.InferenceServerClient(self._settings.url)
+    def __init__(self, settings: TritonSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._replicas = [_Replica(one.url) for one in settings.replicas]
+        self._turn = 0
 
     async def encode(self, release: Release, texts: Sequence[str]) -> list[bytes]:
         """See `Scorer.encode`."""
@@ -97,57 +134,80 @@ class TritonScorer:
             )
 
     async def load(self, model: str, version: int) -> None:
-        """Load the newest versions of a model and wait until `version` is ready; those in use stay loaded.
+        """Load the newest versions of a model and wait until `version` is ready everywhere; those in use stay loaded.
 
-        Raises `ReleaseError` with Triton's own words when it does not load, `TritonUnavailable` when it is not there.
+        Raises `ReleaseError` with Triton's own words when one does not load it, `TritonUnavailable` when one is not
+        there.
         """
-        await self.require_ready()
-        try:
-            await self._client.load_model(model, client_timeout=_LOAD_S)
-            async with asyncio.timeout(_LOAD_S):
-                while not await self._client.is_model_ready(model, str(version)):  # noqa: ASYNC110 - asks a server
-                    await asyncio.sleep(_POLL_S)
-        except (InferenceServerException, TimeoutError) as error:
-            raise ReleaseError(
-                f"Triton does not load version {version} of {model}: {_words(error)}",
-                where=self._settings.url,
-                expected="the version READY",
-                fix="See Triton's log; the versions loaded before keep serving.",
-            ) from error
+        await self.require_all()
+        for replica in self._replicas:
+            reached("triton.loading")
+            try:
+                await replica.client.load_model(model, client_timeout=_LOAD_S)
+                async with asyncio.timeout(_LOAD_S):
+                    while not await replica.client.is_model_ready(model, str(version)):  # noqa: ASYNC110 - asks a server
+                        await asyncio.sleep(_POLL_S)
+            except (InferenceServerException, TimeoutError) as error:
+                raise ReleaseError(
+                    f"Triton does not load version {version} of {model}: {_words(error)}",
+                    where=replica.url,
+                    expected="the version READY",
+                    fix="See Triton's log; the versions loaded before keep serving.",
+                ) from error
+            reached("triton.loaded")
 
     async def unload(self, model: str) -> None:
-        """Let the server drop every version of a model. Raises `TritonUnavailable`."""
-        try:
-            await self._client.unload_model(model, client_timeout=_LOAD_S)
-        except InferenceServerException as error:
-            raise self._unavailable(f"{model} is not unloaded: {_words(error)}") from error
+        """Let the servers drop every version of a model. Raises `TritonUnavailable`."""
+        for replica in self._replicas:
+            try:
+                await replica.client.unload_model(model, client_timeout=_LOAD_S)
+            except InferenceServerException as error:
+                raise _unavailable(f"{model} is not unloaded: {_words(error)}", replica.url) from error
 
     async def is_ready(self, release: Release | None = None) -> bool:
-        """Tell whether the server answers and, when one is named, has both models of a release loaded."""
-        try:
-            if not await self._client.is_server_live(client_timeout=self._settings.deadline_s):
-                return False
-            return release is None or (
-                await self.has(ENCODER, release.encoder) and await self.has(HEAD, release.number)
-            )
-        except InferenceServerException:
-            return False
+        """Tell whether a server answers and, when one is named, has both models of a release loaded."""
+        if release is None:
+            return any(await self._all(self._is_live))
+        encoder, head = (ENCODER, release.encoder), (HEAD, release.number)
+        return any(await self._all(lambda one: self._has(one, *encoder), lambda one: self._has(one, *head)))
 
     async def has(self, model: str, version: int) -> bool:
-        """Tell whether the server has a version loaded."""
-        try:
-            return bool(await self._client.is_model_ready(model, str(version)))
-        except InferenceServerException:
-            return False
+        """Tell whether a server has a version loaded."""
+        return any(await self._all(lambda one: self._has(one, model, version)))
 
     async def require_ready(self) -> None:
-        """Raise `TritonUnavailable` unless the server answers."""
+        """Raise `TritonUnavailable` unless a server answers."""
         if not await self.is_ready():
-            raise self._unavailable("no model server answers")
+            raise _unavailable("no model server answers", self._settings.url)
+
+    async def require_all(self) -> None:
+        """Raise `TritonUnavailable`, which names it, where one of the servers does not answer."""
+        for replica, live in zip(self._replicas, await self._all(self._is_live), strict=True):
+            if not live:
+                raise _unavailable("the model server does not answer", replica.url)
+
+    async def _all(self, *questions: Callable[[_Replica], Awaitable[bool]]) -> list[bool]:
+        """Ask every server everything, all at once, and return which said yes to all of it."""
+
+        async def says_yes(replica: _Replica) -> bool:
+            try:
+                async with asyncio.timeout(self._settings.deadline_s):
+                    return all([await question(replica) for question in questions])
+            except (InferenceServerException, TimeoutError):
+                return False
+
+        return await asyncio.gather(*(says_yes(replica) for replica in self._replicas))
+
+    async def _is_live(self, replica: _Replica) -> bool:
+        return bool(await replica.client.is_server_live())
+
+    async def _has(self, replica: _Replica, model: str, version: int) -> bool:
+        return bool(await replica.client.is_model_ready(model, str(version)))
 
     async def close(self) -> None:
-        """Close the connection."""
-        await self._client.close()
+        """Close the connections."""
+        for replica in self._replicas:
+            await replica.client.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -156,35 +216,56 @@ class TritonScorer:
         await self.close()
 
     async def infer(self, model: str, version: int, arrays: dict[str, NDArray[Any]], output: str) -> NDArray[Any]:
-        """Ask one version of a model, whatever its inputs, once. Raises `TritonUnavailable`, `InvalidScores`."""
+        """Ask one version of a model, whatever its inputs, of each server at the most once.
+
+        Raises `TritonUnavailable` when none answers, `InvalidScores`.
+        """
         inputs = []
         for name, array in arrays.items():
             one = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
             one.set_data_from_numpy(np.ascontiguousarray(array))
             inputs.append(one)
-        try:
-            answer = await self._client.infer(
-                model,
-                inputs,
-                model_version=str(version),
-                outputs=[InferRequestedOutput(output)],
-                client_timeout=self._settings.deadline_s,
-            )
-        except InferenceServerException as error:
-            raise self._unavailable(f"version {version} of {model} does not answer: {_words(error)}") from error
-        found: NDArray[Any] | None = answer.as_numpy(output)
-        if found is None:
-            message = f"{model} answered without {output}"
-            raise InvalidScores(message)
-        return found
+        errors = []
+        for replica in self._in_turn():
+            try:
+                answer = await replica.client.infer(
+                    model,
+                    inputs,
+                    model_version=str(version),
+                    outputs=[InferRequestedOutput(output)],
+                    client_timeout=self._settings.deadline_s,
+                )
+            except InferenceServerException as error:
+                what = f"version {version} of {model} does not answer: {_words(error)}"
+                errors.append(_unavailable(what, replica.url))
+                errors[-1].__cause__ = error
+                if error.status() in _AWAY:
+                    replica.failed(self._clock())
+                continue
+            replica.answered()
+            found: NDArray[Any] | None = answer.as_numpy(output)
+            if found is None:
+                message = f"{model} answered without {output}"
+                raise InvalidScores(message)
+            return found
+        raise errors[-1]
 
-    def _unavailable(self, what: str) -> TritonUnavailable:
-        return TritonUnavailable(
-            what,
-            where=self._settings.url,
-            expected="a Triton with the release loaded",
-            fix="Run `xplat up`, or set XPLAT_TRITON__URL; `xplat status` says what is there.",
+    def _in_turn(self) -> list[_Replica]:
+        """Return the servers in the order to be asked now: each is the first in its turn, those at rest come last."""
+        self._turn = (self._turn + 1) % len(self._replicas)
+        now = self._clock()
+        return sorted(
+            [*self._replicas[self._turn :], *self._replicas[: self._turn]], key=lambda one: one.rests_until > now
         )
+
+
+def _unavailable(what: str, where: str) -> TritonUnavailable:
+    return TritonUnavailable(
+        what,
+        where=where,
+        expected="a Triton with the release loaded",
+        fix="Run `xplat up`, or set XPLAT_TRITON__URL; `xplat status` says what is there.",
+    )
 
 
 def require_shape(name: str, found: NDArray[Any], shape: tuple[int, ...]) -> None:

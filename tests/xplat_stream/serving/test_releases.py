@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,15 +14,23 @@ import pytest
 
 from xplat_stream.errors import InvalidScores, ReleaseError, TritonUnavailable
 from xplat_stream.serving.features import head_inputs
-from xplat_stream.serving.releases import ENCODER, HEAD, MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE, ModelRepository
+from xplat_stream.serving.probe import PROBES
+from xplat_stream.serving.releases import (
+    CONFIG_FILE,
+    ENCODER,
+    HEAD,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    TOKENIZER_FILE,
+    ModelRepository,
+)
 from xplat_stream.testing import FakeScorer, ScorerCall, broken_promises, make_event, make_release
 from xplat_stream.window import BehaviorWindow, WindowSpec, row_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from xplat_stream.serving.features import HeadInputs
 
+ROOT = Path(__file__).resolve().parents[3]
 TOKENIZER = make_release().texts._tokenizer.to_str().encode()
 
 
@@ -55,7 +65,7 @@ def test_a_placed_version_is_there_with_its_checksums(repository: ModelRepositor
         f"{HEAD}/3/labels.txt": sha256(b"a").hexdigest(),
     }
     assert names_in(repository.root) == set(sums)
-    assert names_in(tmp_path / "model_repo.staging") == {"last-number"}
+    assert names_in(tmp_path / "model_repo.staging") == set()
     assert repository.versions(HEAD) == [3]
 
 
@@ -111,11 +121,25 @@ def test_numbers_only_grow(repository: ModelRepository) -> None:
 
 
 def test_other_names_are_no_versions(repository: ModelRepository) -> None:
-    """Configurations and stray folders beside the versions are not counted."""
+    """Configurations and stray folders beside the versions are not counted, nor is a probe that a killed gate left."""
     for name in ("config", "1a", ".2"):
         (repository.root / HEAD / name).mkdir(parents=True)
     (repository.root / HEAD / "config.pbtxt").write_text("")
+    for probe in PROBES.values():
+        (repository.root / probe / "1").mkdir(parents=True)
     assert (repository.versions(HEAD), repository.versions(ENCODER), repository.next_number()) == ([], [], 1)
+
+
+def test_a_fresh_checkout_begins_with_release_1() -> None:
+    """The project ships the configurations of its models, and no trace of releases somebody made here."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "model_repo*"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = {Path(line).name for line in listed.stdout.splitlines()}
+    assert names == {CONFIG_FILE}
 
 
 def test_a_release_is_loaded_as_written(repository: ModelRepository) -> None:

@@ -140,6 +140,58 @@ def test_the_journal_follows_the_topic(store: ReleaseStore) -> None:
     assert [store.state(number) for number in (1, 2, 3, 4)] == ["retired", "active", "quarantined", "candidate"]
 
 
+def test_looking_writes_nothing(store: ReleaseStore) -> None:
+    """Who lists releases sees what the topic says, and leaves it to others to write that down."""
+    for number in (1, 2, 3):
+        put(store, number)
+        store.note(number, "candidate", "trained")
+    before = {path: path.read_bytes() for path in store.repository.hidden.rglob("*") if path.is_file()}
+    store.hear(announced(2, 0, rolled_back=3))
+    seen = [(one.release, one.state) for one in store.listed()]
+    assert seen == [(1, "candidate"), (2, "active"), (3, "quarantined")]
+    assert store.shown(3).journal.changes[-1].state == "quarantined"
+    assert {path: path.read_bytes() for path in store.repository.hidden.rglob("*") if path.is_file()} == before
+    store.follow(store.announced)
+    assert [(one.release, one.state) for one in store.listed()] == seen
+
+
+def test_a_shadow_that_ends_is_a_candidate_again(store: ReleaseStore) -> None:
+    """Whatever became of whoever ended it; one that is older than the active release is not worth a second look."""
+    for number in (1, 2, 3):
+        put(store, number)
+    store.follow(announced(2, 0, shadow=3))
+    store.follow(announced(2))
+    assert store.state(3) == "candidate"
+    store.follow(announced(2, 0, shadow=1))
+    store.follow(announced(2))
+    assert store.state(1) == "retired"
+
+
+def test_tidying_shows_what_is_announced_and_nothing_else(store: ReleaseStore) -> None:
+    """Whatever was shown or hidden when somebody died; what was never placed whole is gone."""
+    repository = store.repository
+    for number, encoder, in_sight in ((1, 0, True), (2, 1, False), (3, 0, True), (4, 3, True)):
+        put(store, number, encoder=encoder, in_sight=in_sight)
+    repository.place(ENCODER, 5, {MODEL_FILE: b"no head yet"}, in_sight=False)
+    (repository.root.with_name("model_repo.staging") / "half").mkdir()
+    store.tidy()
+    assert repository.versions(HEAD) == [1, 3, 4]
+    store.follow(announced(2, 1))
+    store.tidy()
+    assert (repository.versions(HEAD), repository.versions(ENCODER)) == ([1, 2], [1])
+    assert (store.numbers(), repository.next_number()) == ([1, 2, 3, 4], 5)
+    assert not list(repository.root.with_name("model_repo.staging").glob("*/"))
+
+
+def test_what_is_not_ours_to_know_is_left_in_sight(store: ReleaseStore) -> None:
+    """Where the active release lies in another repository, or none is announced, nothing is taken from anybody."""
+    put(store, 1, in_sight=True)
+    for said in (None, announced(7)):
+        store.hear(said)
+        store.tidy()
+    assert store.repository.releases() == [1]
+
+
 def test_announcements_of_before_are_read() -> None:
     """A record without the newer fields decodes, and one with fields of tomorrow too."""
     old = b'{"release":2,"previous":1,"encoder":1,"announced_at":"2026-01-01T00:00:00Z","tomorrow":[1]}'
@@ -286,13 +338,16 @@ def test_a_pushed_release_is_a_candidate(store: ReleaseStore, tmp_path: Path) ->
 
 
 def test_a_push_that_is_not_whole_leaves_nothing(store: ReleaseStore, tmp_path: Path) -> None:
-    """A truncated file is found by its checksum, and the number stays free for nobody."""
+    """A truncated file is found by its checksum; whole, it is taken in under the same number."""
     there = ReleaseStore(ModelRepository(tmp_path / "elsewhere" / "model_repo"))
     put(there, 4)
     path = there.repository.folder(ENCODER, 4) / MODEL_FILE
-    path.write_bytes(path.read_bytes()[:-1])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
     with pytest.raises(ReleaseError, match=f"altered: {ENCODER}/4"):
         store.push(there.repository.hidden / "4")
-    assert (store.numbers(), store.repository.next_number()) == ([], 5)
+    assert (store.numbers(), list(store.repository.hidden.iterdir())) == ([], [])
     with pytest.raises(ReleaseError, match="holds no release"):
         store.push(tmp_path)
+    path.write_bytes(whole)
+    assert store.push(there.repository.hidden / "4").release == 4
