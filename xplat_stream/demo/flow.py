@@ -40,7 +40,7 @@ _REFRESH_AFTER: Final = 0.2
 """Share of the live part after which the refresh begins."""
 _REFRESH: Final = ["train", "--head-only", "--effort", "0.3", "--threads", "1", "--json"]
 _REFRESHES: Final = 2
-"""On a starved machine the local Triton now and then aborts while a graph is loaded: it is started again, once."""
+"""A local Triton was seen to abort on a starved machine while a graph was loaded: it is started again, once."""
 _AFTER_REFRESH_S: Final = 8.0
 """How long it streams on with the new release at the least."""
 _LINE_EVERY_S: Final = 10.0

@@ -22,9 +22,11 @@ from xplat_stream.local.process import LOOPBACK
 
 GRAPH: Final = "model.onnx"
 SHARED_MEMORY: Final = 8 * 2**20
-"""Bytes shared by the server and one instance of a version. A call of 64 windows of 150 events takes 1.5 MB, more than
-the backend's own 1 MB, and growing a region while calls are under way is what makes the backend abort the whole
-server with `boost::interprocess::lock_exception` (triton-inference-server/server#8882; seen here on a starved machine).
+"""Bytes shared by the server and an instance of a version: a call of 64 windows of 150 events takes 1.5 MB.
+
+The backend's own 1 MB has to grow for that, while calls are under way. Calls of such a size are reported to abort the
+whole server with `boost::interprocess::lock_exception` (triton-inference-server/server#8882). That abort was seen here
+on a starved machine; that growing is its cause is likely, and was not proven.
 """
 PYTHON_BEFORE: Final = (3, 13)  # nvidia-pytriton 0.7.0 has no wheel for it, and numpy<2 none either
 _INSTALL: Final = "pip install 'xplat-stream[local]'"
