@@ -192,7 +192,7 @@ _STAGES: Final = (_fold, _state, _recovery)
 
 
 def _say(line: str) -> None:
-    _console.print(line, highlight=False)
+    _console.print(line, highlight=False, soft_wrap=True)
 
 
 def _finish(figures: Figures, differences: Sequence[str], *, json: bool) -> None:

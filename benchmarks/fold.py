@@ -55,6 +55,8 @@ class PeerRun(msgspec.Struct, frozen=True):
     """Of the whole run, warm-up included."""
     startup_s: float
     startup_cpu_s: float
+    from_start: bool
+    """Whether the run was too short to be divided: start-up and warm-up are in the figures."""
     hash: str
     """Of the final windows of all users."""
     differences: tuple[str, ...]
@@ -189,6 +191,7 @@ def _measure(peer: Peer, place: Place, workload: Workload, expected: Windows) ->
         outputs=trace.outputs,
         startup_s=round(measured.startup_s, 1),
         startup_cpu_s=round(measured.startup_cpu_s, 1),
+        from_start=measured.from_start,
         hash=hash_of(found),
         differences=tuple(differences(expected, found)),
     )

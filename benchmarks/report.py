@@ -33,6 +33,7 @@ def table(result: FoldResult) -> str:
     ]
     for run in sorted(result.peers, key=lambda one: one.cpu_us):
         name = f"**{run.title}**" if run is ours else run.title
+        name += ", start-up included" if run.from_start else ""
         lines.append(
             f"| {name} | {run.cpu_us:.2f} | {run.events_per_cpu_s:,} | {_times(ours, run)} | {run.events_per_s:,} "
             f"| {run.peak_mb:,} MB | {run.startup_s}, {run.startup_cpu_s} | {run.outputs:,} | {_windows(run)} |"

@@ -62,6 +62,8 @@ class Rates(NamedTuple):
     """From the start of the process to its first output."""
     startup_cpu_s: float
     """Processor seconds in the same time."""
+    from_start: bool
+    """Whether the run was too short to be divided: start-up and warm-up are in the figures."""
 
     @property
     def events_per_s(self) -> float:
@@ -110,4 +112,5 @@ def rates(trace: Trace, *, warm_up: int) -> Rates:
         cpu_end - cpu_begin,
         (trace.steps[0].at_ms - start.at_ms) / 1000,
         cpu_first,
+        begin is start,
     )

@@ -27,6 +27,7 @@ def run(name: str, cpu_us: float, *, differences: tuple[str, ...] = ()) -> PeerR
         outputs=900,
         startup_s=1.0,
         startup_cpu_s=0.5,
+        from_start=False,
         hash="00" * 16,
         differences=differences,
     )
@@ -100,7 +101,7 @@ def test_nothing_is_cut_inside_a_commit() -> None:
 def test_a_short_run_counts_from_the_start() -> None:
     """Where there is no second output far enough from the first, start-up is in the figures."""
     found = rates(Trace([Sample(0, 0.0), Sample(4000, 2.0)], [Step(3500, 500), Step(4000, 1000)], 2, 0), warm_up=200)
-    assert (found.events, found.wall_s, found.cpu_s) == (1000, 4.0, 2.0)
+    assert (found.events, found.wall_s, found.cpu_s, found.from_start) == (1000, 4.0, 2.0, True)
 
 
 def test_steps_add_up_the_partitions() -> None:
