@@ -110,9 +110,10 @@ class ChunkConsumer(driver.Consumer):
             if not self.transport.app.should_stop:
                 raise
 
-    def _pieces(self, records: Mapping[TP, list[list[Record]]]) -> Iterator[tuple[TP, list[Record]]]:
-        """Yield what was fetched, batch by batch, in pieces no larger than a chunk."""
-        for tp, batches in records.items():
+    def _pieces(self, records: dict[TP, list[list[Record]]]) -> Iterator[tuple[TP, list[Record]]]:
+        """Yield what was fetched, batch by batch, in pieces no larger than a chunk, and let go of it meanwhile."""
+        while records:
+            tp, batches = records.popitem()
             fetched = list(chain.from_iterable(batches))
             most = self.app.conf.broker_max_poll_records or len(fetched) or 1
             for at in range(0, len(fetched), most):
