@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from functools import reduce
 from typing import TYPE_CHECKING, Final
 
-from rocksdict import BlockBasedOptions, Cache, Options, Rdict, WriteBatch, WriteBufferManager
+from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteBufferManager
 
 from xplat_stream.errors import DamagedState, LostLease, StateError
 from xplat_stream.event import TEXT_HASH_BYTES, TextHash, UserId
@@ -402,6 +402,7 @@ class PartitionStore:
         options.create_if_missing(create_if_missing=True)
         options.set_write_buffer_size(_MEMTABLE_BYTES)
         options.set_write_buffer_manager(self._memory.changes)
+        options.set_compression_type(DBCompressionType.none())  # rows are hashes: nothing is gained
         blocks = BlockBasedOptions()
         blocks.set_block_cache(self._memory.blocks)
         blocks.set_cache_index_and_filter_blocks(True)

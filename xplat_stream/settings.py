@@ -67,13 +67,13 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Consumer group and prefix of the changelog topic."""
     datadir: Annotated[str, Meta(min_length=1)] = ".xplat/worker"
     """RocksDB folder of one worker process; two processes need two."""
-    chunk_events: Annotated[int, Meta(ge=1, le=100_000)] = 8000
+    chunk_events: Annotated[int, Meta(ge=1, le=100_000)] = 2000
     """Most events of one partition handled, and acknowledged, together. Of a backlog larger than that: most users."""
     session_timeout_s: Annotated[float, Meta(ge=6, le=300)] = 10.0
     """How soon Kafka gives a dead worker's partitions to another."""
-    cached_users: _Count = 50_000
+    cached_users: _Count = 25_000
     """Windows held in memory by a worker, about 2.5 kB each at 50 events; the rest is read from RocksDB."""
-    rocksdb_mb: Annotated[int, Meta(ge=8, le=65_536)] = 128
+    rocksdb_mb: Annotated[int, Meta(ge=8, le=65_536)] = 64
     """Memory of RocksDB for all partitions of a worker together, in MB: blocks read, and changes not on disk yet."""
     publish_timeout_s: _Seconds = 30.0
     """A chunk whose records Kafka does not acknowledge for this long stops the worker, unacknowledged."""

@@ -137,4 +137,6 @@ async def test_consumers_are_given_it(consumer: ChunkConsumer, monkeypatch: pyte
     monkeypatch.setattr(AIOKafkaConsumerThread, "_create_worker_consumer", lambda *_: made)
     assert consumer._thread._create_worker_consumer(consumer.transport) is made
     assert made._value_deserializer is whole_batches
+    assert made._fetch_max_wait_ms == 50
+    assert "fetch_max_wait_ms=self._fetch_max_wait_ms" in inspect.getsource(AIOKafkaConsumer.start)
     assert "value_deserializer=self._value_deserializer" in inspect.getsource(AIOKafkaConsumer.start)

@@ -27,10 +27,10 @@ def test_the_defaults_are_pinned(tmp_path: Path) -> None:
         "worker": {
             "app": "xplat",
             "datadir": ".xplat/worker",
-            "chunk_events": 8000,
+            "chunk_events": 2000,
             "session_timeout_s": 10.0,
-            "cached_users": 50_000,
-            "rocksdb_mb": 128,
+            "cached_users": 25_000,
+            "rocksdb_mb": 64,
             "publish_timeout_s": 30.0,
             "metadata_interval_s": 5.0,
             "stall_timeout_s": 120.0,
