@@ -2,6 +2,7 @@
 
     model_repo.releases/<number>/state.json      every change of state, with time and reason
     model_repo.releases/<number>/verdict.json    what the gate found
+    model_repo.releases/<number>/report.*        drift and fairness: `serving.fairness`
 
 Which release is active, previous and shadow is said by `interest.models.v1` alone; the journal follows it
 (`ReleaseStore.follow`) and says the rest. It lies beside the repository, where Triton does not look.
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 import msgspec
 
 from xplat_stream.errors import ReleaseError
+from xplat_stream.serving.fairness import FairnessReport, markdown
 from xplat_stream.serving.releases import (
     ENCODER,
     HEAD,
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 STATE_FILE: Final = "state.json"
 VERDICT_FILE: Final = "verdict.json"
+REPORT_FILE: Final = "report.json"
+REPORT_PAGE: Final = "report.md"
 
 _LEFT_BEHIND_S: Final = 3600.0
 """What is staged for longer was left by a process that died."""
@@ -137,6 +141,8 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
     """The manifest without golden requests; None where the files are gone."""
     journal: Journal
     verdict: Verdict | None
+    report: FairnessReport | None
+    """None where nobody has made one: `xplat model check` does."""
 
 
 class ReleaseStore:
@@ -181,7 +187,7 @@ class ReleaseStore:
         """Write down that a release is in a state, and why. Raises `ReleaseError`."""
         before = self._read(number, STATE_FILE, Journal) or Journal(number, ())
         change = Change(state, datetime.now(UTC), reason, data)
-        self._write(number, STATE_FILE, Journal(number, (*before.changes, change)))
+        self._write(number, STATE_FILE, _json(Journal(number, (*before.changes, change))))
 
     def follow(self, announced: Announcement | None) -> None:
         """Let the journals say what the topic says. Raises `ReleaseError`."""
@@ -206,10 +212,19 @@ class ReleaseStore:
 
     def keep(self, verdict: Verdict) -> None:
         """Keep a verdict with its release. Raises `ReleaseError`."""
-        self._write(verdict.release, VERDICT_FILE, verdict)
+        self._write(verdict.release, VERDICT_FILE, _json(verdict))
         refused = ", ".join(verdict.refused_by)
         said = f"the gate refused it: {refused}" if refused else "the gate passed it"
         self.note(verdict.release, self.state(verdict.release), said)
+
+    def report(self, number: int) -> FairnessReport | None:
+        """Return a release's report on drift and fairness, None where there is none. Raises `ReleaseError`."""
+        return self._read(number, REPORT_FILE, FairnessReport)
+
+    def keep_report(self, report: FairnessReport) -> None:
+        """Keep a report with its release, for machines and for people. Raises `ReleaseError`."""
+        self._write(report.release, REPORT_FILE, _json(report))
+        self._write(report.release, REPORT_PAGE, markdown(report).encode())
 
     def listed(self) -> list[Listed]:
         """Return every release, ascending. Raises `ReleaseError`."""
@@ -239,7 +254,12 @@ class ReleaseStore:
         if about is not None:
             del about["golden"]
         return Shown(
-            release=number, state=self.state(number), about=about, journal=journal, verdict=self.verdict(number)
+            release=number,
+            state=self.state(number),
+            about=about,
+            journal=journal,
+            verdict=self.verdict(number),
+            report=self.report(number),
         )
 
     def retire(self, number: int, reason: str) -> None:
@@ -342,13 +362,16 @@ class ReleaseStore:
                 fix="Delete the file; what is active is said by the topic, and `xplat model check` judges again.",
             ) from error
 
-    def _write(self, number: int, name: str, value: msgspec.Struct) -> None:
-        content = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+    def _write(self, number: int, name: str, content: bytes) -> None:
         path = self.repository.hidden / str(number) / name
         try:
             write_whole(path, content)
         except OSError as error:
             raise unwritable(str(path), error) from error
+
+
+def _json(value: msgspec.Struct) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
 def _since(changes: tuple[Change, ...]) -> datetime | None:
