@@ -109,7 +109,7 @@ class Lane:
 
     def _idle_s(self) -> float:
         release = self._pipeline.release
-        wait_s = self.migration.wait_s(release.number if release else 0)
+        wait_s = self.migration.wait_s(release.number if release else 0, self._pipeline.withdrawn)
         return min(wait_s, self._rescore_in_s) if self.store.has_pending else wait_s
 
     async def _handle(self, records: list[ConsumerRecord]) -> None:
@@ -141,7 +141,7 @@ class Lane:
 
     async def _migrate(self) -> None:
         release = self._pipeline.release
-        users = [] if release is None else self.migration.take(release.number)
+        users = [] if release is None else self.migration.take(release.number, self._pipeline.withdrawn)
         if users:
             scored = await self._pipeline.rescore(self.store, self.partition, users)
             self.migration.note(scored)

@@ -1,5 +1,7 @@
 """After another release took over: the active users of a partition are scored again, the others when next touched.
 
+After a roll-back those whom the bad release scored come first, active or not: nothing it said is to stay.
+
 Who is left is read off the state, which names the release of every user's last profile. So a restart, a rebalance or
 another announcement in the middle needs no bookkeeping: whoever has the partition looks again.
 """
@@ -19,8 +21,9 @@ if TYPE_CHECKING:
     from xplat_stream.settings import ReleaseSettings
     from xplat_stream.state import Glance
 
-_TOGETHER: Final = 64
-"""Users scored again together: one head call, so that a chunk that comes meanwhile does not wait long."""
+_TOGETHER: Final = 16
+"""Users scored again together: few, so that a chunk that comes meanwhile does not wait long. With 64, one ordinary
+update in ten took 45 ms or more while users moved, and 20 before."""
 
 _LOOKED_AT: Final = 500
 """Users looked at between two chances for a chunk to be handled: a few milliseconds."""
@@ -28,7 +31,12 @@ _LOOKED_AT: Final = 500
 _HELD: Final = 100_000
 """Users found and held in memory, the most recently active ones; the others are found by looking again."""
 
-_BURST_S: Final = 0.25
+_BURST_S: Final = 1.0
+"""What is not taken for so long is lost: a worker that was busy catches up with its rate, and no further."""
+
+_LEAST_WAIT_S: Final = 0.001
+"""Of a fraction of a user, which no clock tells from nothing."""
+
 _IDLE_S: Final = 1.0
 _AWAY_S: Final = 1.0
 _LOOK_AGAIN_S: Final = 30.0
@@ -59,7 +67,8 @@ class Budget:
     def wait_s(self, wanted: int) -> float:
         """Return in how many seconds so many can be taken, or as many as it holds at the most."""
         self._fill()
-        return max(0.0, (min(wanted, int(self._most)) - self._held) / self._per_s)
+        missing = min(wanted, int(self._most)) - self._held
+        return max(_LEAST_WAIT_S, missing / self._per_s) if missing > 0 else 0.0
 
     def _fill(self) -> None:
         now = self._clock()
@@ -101,27 +110,28 @@ class Migration:
         self._clock = clock
         self._now = now
         self.progress = Progress()
+        self._withdrawn = 0
         self._again_at = clock()
         self._begin()
 
-    def wait_s(self, release: int) -> float:
+    def wait_s(self, release: int, withdrawn: int = 0) -> float:
         """Return for how long `take` has nothing to do; never so long that another release goes unnoticed."""
         if release == 0:
             return _IDLE_S
-        if release != self.progress.release:
+        if (release, withdrawn) != (self.progress.release, self._withdrawn):
             return 0.0
         wait_s = max(0.0, self._again_at - self._clock())
         if not self._looking and self._left:
             wait_s = max(wait_s, self._budget.wait_s(min(_TOGETHER, len(self._left))))
         return min(_IDLE_S, wait_s)
 
-    def take(self, release: int) -> list[UserId]:
-        """Return users to be scored by this release now, most recently active first.
+    def take(self, release: int, withdrawn: int = 0) -> list[UserId]:
+        """Return users to be scored by this release now: those of a withdrawn one, then the most recently active.
 
         None while it is still looking for them, while the budget is spent, and when all are through.
         """
-        if release != self.progress.release:
-            self.progress = Progress(release)
+        if (release, withdrawn) != (self.progress.release, self._withdrawn):
+            self.progress, self._withdrawn = Progress(release), withdrawn
             self._again_at = self._clock()
             self._begin()
         if self._clock() < self._again_at:
@@ -129,6 +139,8 @@ class Migration:
         if self._looking:
             self._look()
             return []
+        if self._budget.wait_s(min(_TOGETHER, len(self._left))) > 0:
+            return []  # a part costs much the same whatever its size: rather later than smaller
         granted = self._budget.take(_TOGETHER)
         users: list[UserId] = []
         while self._left and len(users) < granted:
@@ -160,35 +172,41 @@ class Migration:
     def _begin(self) -> None:
         self._looking = True
         self._after: UserId | None = None
-        self._found: list[tuple[int, UserId]] = []
+        self._found: list[tuple[bool, int, UserId]] = []
         self._left: deque[UserId] = deque()
         self._seen: Counter[int] = Counter()
         self._seen_scored: Counter[int] = Counter()
+        self._seen_withdrawn: Counter[int] = Counter()
 
     def _look(self) -> None:
         glances = self._store.glances(limit=_LOOKED_AT, after=self._after)
         for user_id, glance in glances:
             hour = glance.end // _HOUR_MS
+            withdrawn = glance.release == self._withdrawn != 0
             self._seen[hour] += 1
+            self._seen_withdrawn[hour] += withdrawn
             if glance.release == self.progress.release:
                 self._seen_scored[hour] += 1
             elif self._is_left(glance):
                 if len(self._found) < _HELD:
-                    heappush(self._found, (glance.end, user_id))
+                    heappush(self._found, (withdrawn, glance.end, user_id))
                 else:
-                    heappushpop(self._found, (glance.end, user_id))
+                    heappushpop(self._found, (withdrawn, glance.end, user_id))
         if len(glances) == _LOOKED_AT:
             self._after = glances[-1][0]
             return
         newest = min(max(self._seen, default=0), self._now() * 1000 // _HOUR_MS)
         start = newest - self._active_hours
         active = sum(count for hour, count in self._seen.items() if hour >= start)
+        active += sum(count for hour, count in self._seen_withdrawn.items() if hour < start)
         scored = sum(count for hour, count in self._seen_scored.items() if hour >= start)
-        self._left = deque(user_id for end, user_id in sorted(self._found, reverse=True) if end // _HOUR_MS >= start)
+        ordered = sorted(self._found, reverse=True)
+        self._left = deque(user_id for withdrawn, end, user_id in ordered if withdrawn or end // _HOUR_MS >= start)
         self.progress = Progress(self.progress.release, active, scored, scored == active)
         self._found.clear()
         self._seen.clear()
         self._seen_scored.clear()
+        self._seen_withdrawn.clear()
         self._looking = False
         if not self._left:
             self._rest(settled=scored == active)
