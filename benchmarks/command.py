@@ -210,6 +210,33 @@ def _finish(figures: Figures, differences: Sequence[str], *, json: bool) -> None
         )
 
 
+@app.command()
+def promotion(
+    users: Annotated[int, typer.Option(min=100, help="Active users with windows.")] = 20_000,
+    rate: Annotated[float, typer.Option(min=1, help="Ordinary events a second.")] = 50.0,
+    steady: Annotated[float, typer.Option(min=5, help="Seconds before the announcement.")] = 30.0,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """A release promoted under load: active users moved within their budget, and how fresh ordinary updates stay."""
+    from benchmarks.promotion import bench_promotion
+
+    result = bench_promotion(users=users, rate=rate, steady_s=steady, report=_say)
+    _show(result, json=json)
+
+
+@app.command()
+def rollback(
+    users: Annotated[int, typer.Option(min=500, help="Active users with windows.")] = 5000,
+    rate: Annotated[float, typer.Option(min=1, help="Ordinary events a second.")] = 50.0,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """A bad release forced past the gate: found out, rolled back, and everyone it scored scored again."""
+    from benchmarks.rollback import bench_rollback
+
+    result = bench_rollback(users=users, rate=rate, report=_say)
+    _show(result, json=json)
+
+
 def _show(result: msgspec.Struct, *, json: bool) -> None:
     if json:
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")

@@ -31,7 +31,7 @@ class Active(NamedTuple):
     """What a look has found."""
 
     users: list[UserId]
-    """Those that were looked for, the most recently active first; at most `HELD`."""
+    """Those that were looked for, a withdrawn release's before all, then the most recently active; at most `HELD`."""
     by_release: Counter[int]
     """How many active users there are, by the release of their last profile."""
 
@@ -48,16 +48,21 @@ class ActiveUsers:
     def forget(self) -> None:
         """Give up the look that is under way."""
         self._after: UserId | None = None
-        self._found: list[tuple[int, UserId]] = []
+        self._found: list[tuple[bool, int, UserId]] = []
         self._seen: Counter[tuple[int, int]] = Counter()
 
-    def look(self, wanted: Callable[[Glance], bool] = lambda _: True) -> Active | None:
-        """Look at some more users; return what was found when all have been seen. `wanted`: whom to look for."""
+    def look(self, wanted: Callable[[Glance], bool] = lambda _: True, *, withdrawn: int = 0) -> Active | None:
+        """Look at some more users; return what was found when all have been seen.
+
+        `wanted`: whom to look for. `withdrawn`: a release whose users count as active, however long ago they were,
+        and come first; 0 for none.
+        """
         glances = self._store.glances(limit=_LOOKED_AT, after=self._after)
         for user_id, glance in glances:
             self._seen[glance.end // _HOUR_MS, glance.release] += 1
             if wanted(glance):
-                (heappush if len(self._found) < HELD else heappushpop)(self._found, (glance.end, user_id))
+                place = (glance.release == withdrawn != 0, glance.end, user_id)
+                (heappush if len(self._found) < HELD else heappushpop)(self._found, place)
         if len(glances) == _LOOKED_AT:
             self._after = glances[-1][0]
             return None
@@ -65,7 +70,8 @@ class ActiveUsers:
         start = newest - self._active_hours
         by_release: Counter[int] = Counter()
         for (hour, release), count in self._seen.items():
-            by_release[release] += count if hour >= start else 0
-        users = [user_id for end, user_id in sorted(self._found, reverse=True) if end // _HOUR_MS >= start]
+            by_release[release] += count if hour >= start or release == withdrawn != 0 else 0
+        ordered = sorted(self._found, reverse=True)
+        users = [user_id for first, end, user_id in ordered if first or end // _HOUR_MS >= start]
         self.forget()
         return Active(users, by_release)

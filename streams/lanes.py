@@ -116,7 +116,8 @@ class Lane:
 
     def _idle_s(self) -> float:
         release = self._pipeline.release
-        wait_s = min(self.migration.wait_s(release.number if release else 0), self.warming.wait_s())
+        migration_s = self.migration.wait_s(release.number if release else 0, self._pipeline.withdrawn)
+        wait_s = min(migration_s, self.warming.wait_s())
         return min(wait_s, self._rescore_in_s) if self.store.has_pending else wait_s
 
     async def _handle(self, event: Any) -> list[Any]:
@@ -183,7 +184,7 @@ class Lane:
 
     async def _migrate(self) -> None:
         release = self._pipeline.release
-        users = [] if release is None else self.migration.take(release.number)
+        users = [] if release is None else self.migration.take(release.number, self._pipeline.withdrawn)
         if users:
             reached("rescore.taken")
             scored = await self._pipeline.rescore(self.store, self.partition, users)

@@ -1,5 +1,7 @@
 """After another release took over: the active users of a partition are scored again, the others when next touched.
 
+After a roll-back those whom the bad release scored come first, active or not: nothing it said is to stay.
+
 Who is left is read off the state, which names the release of every user's last profile. So a restart, a rebalance or
 another announcement in the middle needs no bookkeeping: whoever has the partition looks again.
 """
@@ -20,10 +22,16 @@ if TYPE_CHECKING:
     from xplat_stream.settings import ReleaseSettings
     from xplat_stream.state import Glance
 
-_TOGETHER: Final = 64
-"""Users scored again together: one head call, so that a chunk that comes meanwhile does not wait long."""
+_TOGETHER: Final = 16
+"""Users scored again together: few, so that a chunk that comes meanwhile does not wait long. With 64, one ordinary
+update in ten took 45 ms or more while users moved, and 20 before."""
 
-_BURST_S: Final = 0.25
+_BURST_S: Final = 1.0
+"""What is not taken for so long is lost: a worker that was busy catches up with its rate, and no further."""
+
+_LEAST_WAIT_S: Final = 0.001
+"""Of a fraction of a user, which no clock tells from nothing."""
+
 _IDLE_S: Final = 1.0
 _AWAY_S: Final = 1.0
 _LOOK_AGAIN_S: Final = 30.0
@@ -53,7 +61,8 @@ class Budget:
     def wait_s(self, wanted: int) -> float:
         """Return in how many seconds so many can be taken, or as many as it holds at the most."""
         self._fill()
-        return max(0.0, (min(wanted, int(self._most)) - self._held) / self._per_s)
+        missing = min(wanted, int(self._most)) - self._held
+        return max(_LEAST_WAIT_S, missing / self._per_s) if missing > 0 else 0.0
 
     def _fill(self) -> None:
         now = self._clock()
@@ -93,27 +102,28 @@ class Migration:
         self._users = ActiveUsers(store, settings.active_days, now=now)
         self._clock = clock
         self.progress = Progress()
+        self._withdrawn = 0
         self._again_at = clock()
         self._begin()
 
-    def wait_s(self, release: int) -> float:
+    def wait_s(self, release: int, withdrawn: int = 0) -> float:
         """Return for how long `take` has nothing to do; never so long that another release goes unnoticed."""
         if release == 0:
             return _IDLE_S
-        if release != self.progress.release:
+        if (release, withdrawn) != (self.progress.release, self._withdrawn):
             return 0.0
         wait_s = max(0.0, self._again_at - self._clock())
         if not self._looking and self._left:
             wait_s = max(wait_s, self._budget.wait_s(min(_TOGETHER, len(self._left))))
         return min(_IDLE_S, wait_s)
 
-    def take(self, release: int) -> list[UserId]:
-        """Return users to be scored by this release now, most recently active first.
+    def take(self, release: int, withdrawn: int = 0) -> list[UserId]:
+        """Return users to be scored by this release now: those of a withdrawn one, then the most recently active.
 
         None while it is still looking for them, while the budget is spent, and when all are through.
         """
-        if release != self.progress.release:
-            self.progress = Progress(release)
+        if (release, withdrawn) != (self.progress.release, self._withdrawn):
+            self.progress, self._withdrawn = Progress(release), withdrawn
             self._again_at = self._clock()
             self._begin()
         if self._clock() < self._again_at:
@@ -121,6 +131,8 @@ class Migration:
         if self._looking:
             self._look()
             return []
+        if self._budget.wait_s(min(_TOGETHER, len(self._left))) > 0:
+            return []  # a part costs much the same whatever its size: rather later than smaller
         granted = self._budget.take(_TOGETHER)
         users: list[UserId] = []
         while self._left and len(users) < granted:
@@ -155,7 +167,7 @@ class Migration:
         self._users.forget()
 
     def _look(self) -> None:
-        found = self._users.look(self._is_left)
+        found = self._users.look(self._is_left, withdrawn=self._withdrawn)
         if found is None:
             return
         active, scored = found.by_release.total(), found.by_release[self.progress.release]

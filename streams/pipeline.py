@@ -103,6 +103,8 @@ class Pipeline:
         self._named = lru_cache(maxsize=_NAMED_TEXTS)(self._name)
         self.release: Release | None = None
         """The release that scores; None until the first one is announced."""
+        self.withdrawn = 0
+        """The release it was rolled back from: nothing that one said is to stay. 0: it was not."""
 
     async def handle(
         self, store: PartitionStore, partition: int, records: Sequence[Record], *, condemned: bool = False

@@ -84,13 +84,15 @@ class ReleaseSwitch:
         value = await asyncio.to_thread(latest_value, self._settings, MODELS, 0, ACTIVE_KEY)
         if value is None:
             return
-        release = await asyncio.to_thread(self._load, _announced(value).release)
+        announcement = _announced(value)
+        release = await asyncio.to_thread(self._load, announcement.release)
         if not await self._scorer.is_ready(release):
             log.warning(
                 "profiles are degraded until %s has loaded release %d", self._settings.triton.url, release.number
             )
             self._breaker.open(release)
         self._use(release)
+        self._pipeline.withdrawn = announcement.rolled_back
 
     async def follow(self) -> None:
         """Change over whenever another release is announced, for ever."""
@@ -133,6 +135,7 @@ class ReleaseSwitch:
             name = f"release {announcement.release}"
             if announcement.release != held:
                 await self._take_up(announcement)
+            self._pipeline.withdrawn = announcement.rolled_back
             await self._accompany(announcement)
         except TritonUnavailable as error:
             log.warning("%s is not taken up yet, %d stays for now: %s", name, held, error)

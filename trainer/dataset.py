@@ -18,12 +18,13 @@ import numpy as np
 from trainer.examples import Cut, Examples, ExampleWriter, Trail, Windows, bit_positions, cuts_of, last_of_each
 from trainer.histories import Log, gather
 from trainer.study import target_platforms
+from xplat_stream.drift import Shares
 from xplat_stream.errors import DataError
 from xplat_stream.event import Millis
 from xplat_stream.serving.releases import DataSpan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -121,10 +122,14 @@ def cut_log(log: Log, spec: WindowSpec, options: TrainOptions) -> Dataset:
     )
 
 
-def data_span(log: Log) -> DataSpan:
-    """Return what a log holds, as a manifest says it."""
+def data_span(log: Log, labels: Sequence[int] | None = None) -> DataSpan:
+    """Return what a log holds, as a manifest says it. `labels`: those a release is made for; none given: all."""
     first, last = (datetime.fromtimestamp(one / 1000, UTC) for one in log.histories.span_ms())
-    return DataSpan(log.name, first, last, log.events, len(log.histories))
+    ids = log.taxonomy.ids()
+    touched = log.histories.touched(len(ids))
+    kept = {ids[one]: touched[one] for one in (range(len(ids)) if labels is None else labels)}
+    visited = dict(zip(log.platforms, log.histories.visited(len(log.platforms)), strict=True))
+    return DataSpan(log.name, first, last, log.events, len(log.histories), Shares.of(kept, visited))
 
 
 def _thinned(

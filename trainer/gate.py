@@ -18,6 +18,7 @@ import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 import onnx
 from onnxruntime.capi.onnxruntime_pybind11_state import (
@@ -32,6 +33,8 @@ from rich.table import Table
 from trainer.compact import vector_table
 from trainer.examples import last_of_each
 from trainer.export import session
+from trainer.fairness import FEWEST, begun, measured
+from trainer.groups import THIN
 from trainer.measures import (
     CONFIDENCE,
     Counts,
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
 
     from trainer.compact import Compact
     from trainer.dataset import Dataset
+    from xplat_stream.serving.fairness import FairnessReport
     from xplat_stream.serving.releases import Manifest, ModelRepository, Release
     from xplat_stream.settings import ReleaseSettings, Settings
 
@@ -64,12 +68,6 @@ if TYPE_CHECKING:
 
 PEOPLE: Final = 2000
 """Held-out people judged on at the most: their texts are encoded once by each of two releases."""
-
-FEWEST: Final = 30
-"""People below whom a figure says nothing."""
-
-THIN: Final = 5
-"""Events in a window that make a thin history."""
 
 TOP: Final = 5
 CALIBRATED: Final = 0.03
@@ -113,7 +111,15 @@ def check(settings: Settings, number: int, data: Dataset, *, against: int = 0) -
     store, active = known_store(settings)
     store.journal(number)
     against = against or (active.release if active and active.release != number else 0)
-    verdict = Judge(settings, store.repository, data, number, against).verdict()
+    judge = Judge(settings, store.repository, data, number, against)
+    report = begun(settings, store, number, data)
+    if report is not None and store.report(number) is None:
+        store.keep_report(report)
+    try:
+        verdict = judge.verdict()
+    finally:  # what is known is kept whatever ends the judging
+        if report is not None:
+            store.keep_report(judge.reported(report))
     store.keep(verdict)
     return verdict
 
@@ -130,6 +136,17 @@ class Judge:
         self._checks: list[Check] = []
         self._figures: dict[str, float] = {}
         self._notes: list[str] = []
+        self._scored: tuple[Cuts, Scores] | None = None
+
+    def reported(self, report: FairnessReport) -> FairnessReport:
+        """Return a report with how the candidate does by whom, as far as it was scored."""
+        if self._scored is None:
+            return report
+        cuts, scores = self._scored
+        if len(scores) < FEWEST:
+            few = f"{len(scores)} held-out people are too few"
+            return msgspec.structs.replace(report, people=len(scores), no_groups=few)
+        return measured(report, self._data, cuts.inputs, scores, cuts.targets)
 
     def verdict(self) -> Verdict:
         """Judge. Raises `TritonUnavailable`, and `ReleaseError` when what it is compared with is unusable."""
@@ -139,6 +156,7 @@ class Judge:
             cuts = self._held_out()
             answers = self._answers(candidate, cuts.inputs)
             if answers is not None:
+                self._scored = cuts, answers[1]
                 self._compare(candidate, reference, cuts, *answers)
                 asyncio.run(self._served(candidate, reference, cuts, answers[0]))
         return Verdict(

@@ -1,4 +1,4 @@
-"""Groups of evaluated users: by how much is known of them on the target, and by how long their history is."""
+"""Groups of users: by how much is known of them on the target, and by how long their history is."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ HARD_COLD: Final = "hard-cold"
 
 COLD_EVENTS: Final = 3
 """Fewer events on the target's platforms before the cut make a user cold."""
+
+THIN: Final = 5
+"""Events in a window that make a thin history."""
+
+THICK: Final = 20
+"""Events in a window from which a history is thick."""
 
 _LENGTHS: Final = (0, 5, 10, 20, 40, 80)
 
@@ -72,3 +78,9 @@ def by_length(study: Study) -> Mapping[str, Rows]:
         if len(rows):
             found[f"{low} to {high - 1}" if high else f"{low} or more"] = rows
     return found
+
+
+def by_activity(length: NDArray[np.int64]) -> Mapping[str, NDArray[np.bool_]]:
+    """Tell people's histories apart by how many events the window holds (people,): thin, medium and thick ones."""
+    thin, thick = length <= THIN, length >= THICK
+    return {"thin": thin, "medium": ~thin & ~thick, "thick": thick}

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from trainer.examples import bit_positions
 from trainer.exclusions import REPEATED
 from trainer.texts import TextTable
 from xplat_stream.event import NEGATIVE_ACTIONS, UserId, hash_text, item_text
@@ -152,6 +153,21 @@ class Histories(Sequence[History]):
         """Return the first and the last event time, (0, 0) where there is no event."""
         times = [part.time for part in self.parts if len(part.time)]
         return (min(int(one.min()) for one in times), max(int(one.max()) for one in times)) if times else (0, 0)
+
+    def touched(self, labels: int) -> list[int]:
+        """Return how many events name each of so many labels."""
+        counts = np.zeros(len(self.masks), np.int64)
+        for part in self.parts:
+            counts += np.bincount(part.named, minlength=len(self.masks))
+        found = [0] * labels
+        for mask, count in zip(self.masks, counts.tolist(), strict=True):
+            for label in bit_positions(mask):
+                found[label] += count
+        return found
+
+    def visited(self, platforms: int) -> list[int]:
+        """Return how many events lie on each of so many platforms."""
+        return [int(sum((part.platform == one).sum() for part in self.parts)) for one in range(platforms)]
 
     def _users_by_part(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Yield each part with its users, in the order their events lie there."""

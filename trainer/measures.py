@@ -136,21 +136,59 @@ def bootstrap(
     The same number of users and seed draw the same users: a difference of two figures is paired by stacking their
     parts. Of no users everything is NaN, of one user the ends are: one person says nothing of others.
     """
+    found = resampled(np.asarray(sums)[:, None], lambda totals: figure(totals[:, 0])[:, None], seed=seed)
+    return found.interval(0, confidence=confidence)
+
+
+class Resampled(NamedTuple):
+    """A figure of several groups of the same people, in the people as they are and in every resampling of them."""
+
+    values: NDArray[np.float64]  # (groups,)
+    draws: NDArray[np.float64]  # (resamples, groups); no resamples of fewer than two people
+
+    def interval(self, group: int, *, confidence: float = CONFIDENCE) -> Interval:
+        """Return one group's figure."""
+        return _interval(float(self.values[group]), self.draws[:, group], confidence)
+
+    def difference(self, mine: int, other: int, *, confidence: float = CONFIDENCE) -> Interval:
+        """Return one group's figure less another's."""
+        value = float(self.values[mine] - self.values[other])
+        return _interval(value, self.draws[:, mine] - self.draws[:, other], confidence)
+
+
+def _interval(value: float, draws: NDArray[np.float64], confidence: float) -> Interval:
+    if not len(draws):
+        return Interval(value, float("nan"), float("nan"))
+    outside = 50 * (1 - confidence)
+    low, high = np.percentile(draws, (outside, 100 - outside))
+    return Interval(value, float(low), float(high))
+
+
+def resampled(
+    sums: NDArray[np.floating[Any]], figure: Callable[[NDArray[np.float64]], NDArray[np.float64]], *, seed: int = 0
+) -> Resampled:
+    """Return a figure of several groups, resampled over all people at once.
+
+    `sums` (people, groups, parts) is what each person adds to each group; `figure` turns totals (resamples, groups,
+    parts) into figures (resamples, groups). Of nobody all figures are NaN.
+    """
     count = len(sums)
     parts = np.asarray(sums, np.float64)
+    shape = parts.shape[1:]
+    if not count:
+        return Resampled(np.full(shape[0], np.nan), np.zeros((0, shape[0])))
+    values = figure(parts.sum(axis=0, keepdims=True))[0]
     if count < 2:  # noqa: PLR2004 - nothing to resample
-        value = float(figure(parts.sum(axis=0, keepdims=True))[0]) if count else float("nan")
-        return Interval(value, float("nan"), float("nan"))
+        return Resampled(values, np.zeros((0, shape[0])))
+    flat = parts.reshape(count, -1)
     random = np.random.default_rng(seed)
     first = count * np.arange(_AT_ONCE)[:, None]
     found = []
     for _ in range(RESAMPLES // _AT_ONCE):
         rows = random.integers(0, count, (_AT_ONCE, count)) + first
         drawn = np.bincount(rows.ravel(), minlength=_AT_ONCE * count).reshape(_AT_ONCE, count)
-        found.append(figure(drawn @ parts))
-    outside = 50 * (1 - confidence)
-    low, high = np.percentile(np.concatenate(found), (outside, 100 - outside))
-    return Interval(float(figure(parts.sum(axis=0, keepdims=True))[0]), float(low), float(high))
+        found.append(figure((drawn @ flat).reshape(_AT_ONCE, *shape)))
+    return Resampled(values, np.concatenate(found))
 
 
 def bootstrap_mean(values: NDArray[np.floating[Any]], seed: int = 0, *, confidence: float = CONFIDENCE) -> Interval:
@@ -190,6 +228,13 @@ def bootstrap_calibration_error(scores: Scores, targets: Scores, seed: int = 0) 
         return np.asarray(np.abs(totals).sum(axis=1) / (len(scores) * labels), np.float64)
 
     return bootstrap(gaps, figure, seed=seed)
+
+
+def bin_gaps(scores: Scores, targets: Scores) -> NDArray[np.float32]:
+    """Return (users, labels, bins) what `calibration_error` sums: score less target in the score's bin, else zeros."""
+    bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
+    gaps: NDArray[np.float32] = (scores - targets)[:, :, None] * (bins[:, :, None] == np.arange(_BINS))
+    return gaps
 
 
 def paired_f1(mine: Counts, other: Counts, seed: int = 0, *, confidence: float = CONFIDENCE) -> Interval:

@@ -154,5 +154,5 @@ def _restored(log: Log, arrays: Mapping[str, NDArray[Any]]) -> Dataset:
         period_ms,
         skipped,
         frozenset(arrays["target"].tolist()),
-        data_span(log),
+        data_span(log, kept.tolist()),
     )

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import msgspec
 
-from trainer.drift import Shares, drift, shares
 from xplat_stream.disk import held, write_whole
+from xplat_stream.drift import RECENT, Shares, drift, shares
 from xplat_stream.errors import DataError, DeliveryError, KafkaUnavailable, XplatError
-from xplat_stream.event import Event
-from xplat_stream.kafka.log import behavior_spans, read_behavior
+from xplat_stream.kafka.log import behavior_spans, recent_events
 from xplat_stream.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
@@ -30,9 +29,6 @@ log = logging.getLogger("xplat.trainer")
 
 FOLDER: Final = "trainer"
 """Below the stack's folder (XPLAT_LOCAL__HOME)."""
-
-_RECENT: Final = 20_000
-"""Newest events that drift is looked for in; a PSI of 40 labels is then off by .002 through chance."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -82,7 +78,7 @@ def due(history: History, seen: Seen, now: float, settings: TrainerSettings) -> 
     if not history.encoder_at:
         return Plan(head_only=False, reason="no release of this service yet")
     hours, minutes = (now - history.encoder_at) / 3600, (now - history.at) / 60
-    moved = drift(history.recent, seen.recent)
+    moved = drift(history.recent, seen.recent).largest
     for head_only, measured, limit, reason in (
         (False, hours, settings.encoder_every_hours, f"the encoder is {hours:.1f} hours old"),
         (True, moved, settings.drift, f"labels or platforms moved: PSI {moved:.2f}"),
@@ -172,7 +168,5 @@ class TrainerService:
 def look(settings: Settings) -> Seen:
     """Return what the log holds now. Raises `KafkaUnavailable`, `DeliveryError`."""
     held = behavior_spans(settings)
-    newest = -(-_RECENT // max(1, len(held)))
-    recent = [span._replace(start=max(span.start, span.end - newest)) for span in held]
-    events = (event for event, _ in read_behavior(settings, recent) if isinstance(event, Event))
+    events = recent_events(settings, RECENT, held)
     return Seen(sum(span.end for span in held), shares(events, load_taxonomy(settings.model.taxonomy)))

@@ -14,16 +14,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from xplat_stream.drift import RECENT, shares
 from xplat_stream.errors import ReleaseError
 from xplat_stream.kafka.consumer import active_announcement
+from xplat_stream.kafka.log import recent_events
 from xplat_stream.kafka.reports import read_release_report
 from xplat_stream.kafka.topics import MODELS
 from xplat_stream.settings import load_settings
 from xplat_stream.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
+    from xplat_stream.drift import Drift
     from xplat_stream.kafka.codec import Announcement
     from xplat_stream.serving.promote import Promoted
+    from xplat_stream.serving.store import ReleaseStore, Shown
     from xplat_stream.settings import Settings
 
 model_app = typer.Typer(help="The model releases: candidate, gate, promotion, roll-back.", no_args_is_help=True)
@@ -31,6 +35,8 @@ console = Console()
 
 _SHIFTS = 5
 """Labels whose mean score has moved furthest, which `diff` names."""
+
+_NO_REPORT = "nobody has made a report: xplat model check {} does"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Number = Annotated[int, typer.Argument(min=1, help="Number of the release.")]
@@ -55,16 +61,32 @@ def model_list(json: Json = False) -> None:
 
 
 @model_app.command("show")
-def model_show(number: Number, json: Json = False) -> None:
-    """Show what a release is made of, everything that happened to it, and the gate's verdict."""
+def model_show(
+    number: Number,
+    report: Annotated[bool, typer.Option("--report", help="Its drift and fairness in full, as Markdown.")] = False,
+    drift: Annotated[
+        bool, typer.Option("--drift", help="How far people have moved from its data to the log's newest events.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show what a release is made of, everything that happened to it, the gate's verdict, drift and fairness."""
+    from xplat_stream.serving.fairness import markdown
     from xplat_stream.serving.promote import known_store
 
-    found = known_store(load_settings())[0].shown(number)
+    settings = load_settings()
+    store, _ = known_store(settings)
+    found = store.shown(number)
+    if drift:
+        _say_drift(_drift_now(settings, store, number), json=json)
+        return
     if json:
         _print_json(found)
         return
+    if report:
+        sys.stdout.write(markdown(found.report) if found.report else f"{_NO_REPORT.format(number)}\n")
+        return
     table = Table(show_header=False)
-    for name, value in (found.about or {}).items():
+    for name, value in _about(found).items():
         table.add_row(name, value if isinstance(value, str) else msgspec.json.encode(value).decode())
     for change in found.journal.changes:
         table.add_row(change.state, f"{change.at:%Y-%m-%d %H:%M:%S}Z  {change.reason}")
@@ -72,6 +94,8 @@ def model_show(number: Number, json: Json = False) -> None:
         table.add_row(f"{'✓' if one.passed else '✗'} {one.name}", one.words)
     for note in found.verdict.notes if found.verdict else ():
         table.add_row("note", note)
+    for name, words in (found.report.short() if found.report else {"report": _NO_REPORT.format(number)}).items():
+        table.add_row(name, words)
     console.print(table)
 
 
@@ -218,6 +242,37 @@ def model_keygen(
     trusted = make_key(path)
     words = f"trainer:  XPLAT_RELEASE__SIGNING_KEY={path}\neveryone: XPLAT_RELEASE__TRUSTED_KEYS={trusted}"
     _done({"signing_key": str(path), "trusted_key": trusted}, words, json=json)
+
+
+def _about(found: Shown) -> dict[str, Any]:
+    """Return the manifest as a person reads it: without the shares, which are there for the drift to be told."""
+    about = dict(found.about or {})
+    if about.get("data"):
+        about["data"] = {name: value for name, value in about["data"].items() if name != "shares"}
+    return about
+
+
+def _drift_now(settings: Settings, store: ReleaseStore, number: int) -> Drift:
+    """Return how far people have moved. Raises `ReleaseError` where the release does not say what its people did."""
+    from xplat_stream.serving.fairness import since
+
+    taxonomy = load_taxonomy(settings.model.taxonomy)
+    found = since(store.repository.manifest(number), shares(recent_events(settings, RECENT), taxonomy), taxonomy)
+    if isinstance(found, str):
+        raise ReleaseError(
+            found,
+            where=str(store.repository.hidden / str(number)),
+            expected="a release that says what share of its events fell on each label and platform, and a log",
+            fix="Train again: releases say it from now on.",
+        )
+    return found
+
+
+def _say_drift(found: Drift, *, json: bool) -> None:
+    from xplat_stream.serving.fairness import drift_lines
+
+    words = "\n".join(drift_lines(found))
+    _done({**msgspec.to_builtins(found), "words": found.words}, words, json=json)
 
 
 def _announced(settings: Settings) -> Announcement:

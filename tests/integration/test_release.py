@@ -136,6 +136,11 @@ def test_from_candidate_to_roll_back(home: Settings, first: Manifest) -> None:
     assert {"served", "parity", "p99:head", "memory", "ndcg"} <= names
     assert served(home) == [first.release]
 
+    shown = answer(xplat(home, "model", "show", str(number), "--json"))
+    page = xplat(home, "model", "show", str(number), "--report")
+    assert {group["kind"] for group in shown["report"]["groups"]} == {"platform", "activity", "label"}
+    assert page.stdout.startswith(f"# Drift and fairness of release {number}")
+
     promoted = xplat(home, "model", "promote", str(number), "--json")
     announced = active_announcement(home)
     assert promoted.returncode == 0, promoted.stderr

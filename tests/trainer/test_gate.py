@@ -21,6 +21,7 @@ from trainer import gate
 from trainer.compact import Compact, vector_table
 from trainer.dataset import build_examples
 from trainer.export import encode_texts, export_head, score_inputs
+from trainer.fairness import begun
 from trainer.fit_head import Fitting, LabelledWindows, fit_head
 from trainer.gate import Judge, render
 from trainer.progress import silent
@@ -129,8 +130,12 @@ class Bench:
 
     def judge(self, number: int = 2, *, against: int = 1) -> Verdict:
         """Return what the gate says of a release, kept with it."""
-        verdict = Judge(self.settings, self.store.repository, self.data, number, against).verdict()
+        judge = Judge(self.settings, self.store.repository, self.data, number, against)
+        verdict = judge.verdict()
         self.store.keep(verdict)
+        report = begun(self.settings, self.store, number, self.data)
+        if report is not None:
+            self.store.keep_report(judge.reported(report))
         return verdict
 
 
@@ -182,6 +187,12 @@ def test_a_successor_that_is_as_good_passes(
     assert {"top5_overlap", "label_flips", "parity_vectors", "parity_scores"} <= verdict.figures.keys()
     assert msgspec.json.decode(msgspec.json.encode(verdict), type=Verdict) == verdict
     assert render(verdict).row_count == len(verdict.checks) + len(verdict.figures)
+    report = bench.store.report(2)
+    assert report.people == by_name["ndcg"].users
+    assert {one.name for one in report.groups if one.kind == "platform"} == set(dataset.platforms)
+    assert (
+        (bench.store.repository.hidden / "2" / "report.md").read_text().startswith("# Drift and fairness of release 2")
+    )
 
 
 def test_the_first_release_is_compared_with_popularity(bench: Bench) -> None:
@@ -200,6 +211,7 @@ def test_too_few_people_refuse_nobody(bench: Bench, dataset: Dataset) -> None:
     verdict = bench.judge(1, against=0)
     assert verdict.passed, verdict.refused_by
     assert any("too few" in note for note in verdict.notes)
+    assert "too few" in bench.store.report(1).short()["gap"]
 
 
 def test_a_release_of_other_labels_is_no_measure(bench: Bench, trained: Trained, dataset: Dataset) -> None:
@@ -306,6 +318,7 @@ def test_another_order_of_labels_is_refused(bench: Bench, trained: Trained) -> N
     bench.put(2, trained.candidate._replace(labels=(labels[1], labels[0], *labels[2:])))
     verdict = bench.judge()
     assert_refused(bench, verdict, "labels")
+    assert "has not scored anybody" in bench.store.report(2).no_groups
     assert "another order" in next(check.words for check in verdict.checks if check.name == "labels")
 
 

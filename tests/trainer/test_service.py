@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from trainer.drift import Shares
 from trainer.service import FOLDER, History, Plan, Seen, TrainerService, due
 from xplat_stream.disk import held
+from xplat_stream.drift import Shares
 from xplat_stream.errors import DataError, KafkaUnavailable, OperatorError, ReleaseError
 from xplat_stream.settings import LocalSettings, Settings, TrainerSettings
 

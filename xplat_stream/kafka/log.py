@@ -12,6 +12,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from xplat_stream.adapters import admit
 from xplat_stream.errors import DeliveryError, RejectedEvent
+from xplat_stream.event import Event
 from xplat_stream.kafka.topics import (
     ANSWER_S,
     QUIET,
@@ -26,7 +27,6 @@ from xplat_stream.kafka.topics import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from xplat_stream.event import Event
     from xplat_stream.settings import Settings
 
 _Answer = TypeVar("_Answer")
@@ -153,6 +153,19 @@ def read_span(
 def behavior_spans(settings: Settings) -> list[Span]:
     """Return what the platforms' topics hold now, partition by partition. Raises `KafkaUnavailable`."""
     return spans(settings, [behavior_topic(platform) for platform in platforms_on(settings)])
+
+
+def recent_events(settings: Settings, most: int, held: Sequence[Span] | None = None) -> Iterator[Event]:
+    """Yield about the newest `most` admitted events, the same number of each partition. `held`: see `read_behavior`.
+
+    Raises as `read_span` does.
+    """
+    whole = behavior_spans(settings) if held is None else held
+    newest = -(-most // max(1, len(whole)))
+    recent = [span._replace(start=max(span.start, span.end - newest)) for span in whole]
+    for event, _ in read_behavior(settings, recent):
+        if isinstance(event, Event):
+            yield event
 
 
 def read_behavior(

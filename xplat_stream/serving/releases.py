@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from xplat_stream.disk import flush_folder, held, write_whole
+from xplat_stream.drift import Shares
 from xplat_stream.errors import ReleaseError
 from xplat_stream.failpoints import reached
 from xplat_stream.profile import ModelRef, TaxonomyRef
@@ -76,6 +77,8 @@ class DataSpan(msgspec.Struct, frozen=True):
     last_event_at: datetime
     events: int
     users: int
+    shares: Shares = Shares()
+    """What part of the events fell on each label and platform; nothing where an older trainer made it."""
 
 
 class Manifest(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
     model_repo.releases/<number>/state.json      every change of state, with time and reason
     model_repo.releases/<number>/verdict.json    what the gate found
+    model_repo.releases/<number>/report.*        drift and fairness: `serving.fairness`
 
 Which release is active, previous and shadow is said by `interest.models.v1` alone. What it says and a journal does not
 yet is read as if it stood there (`ReleaseStore.hear`) and written down by whoever changes something next (`follow`).
@@ -18,6 +19,7 @@ import msgspec
 
 from xplat_stream.disk import held, write_whole
 from xplat_stream.errors import ReleaseError
+from xplat_stream.serving.fairness import FairnessReport, markdown
 from xplat_stream.serving.releases import (
     ENCODER,
     HEAD,
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 STATE_FILE: Final = "state.json"
 VERDICT_FILE: Final = "verdict.json"
+REPORT_FILE: Final = "report.json"
+REPORT_PAGE: Final = "report.md"
 _LOCK_FILE: Final = ".journals.lock"
 _WRITES_WITHIN_S: Final = 30.0
 
@@ -138,6 +142,8 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
     """The manifest without golden requests; None where the files are gone."""
     journal: Journal
     verdict: Verdict | None
+    report: FairnessReport | None
+    """None where nobody has made one: `xplat model check` does."""
 
 
 class ReleaseStore:
@@ -172,7 +178,7 @@ class ReleaseStore:
                 noted = self._noted(number)
                 said = self._said(number, noted)
                 if said is not None:
-                    self._write(number, STATE_FILE, Journal(number, (*noted, said)))
+                    self._write(number, STATE_FILE, _json(Journal(number, (*noted, said))))
 
     def journal(self, number: int) -> Journal:
         """Return what happened to a release. Raises `ReleaseError` where there is none of that number."""
@@ -196,7 +202,7 @@ class ReleaseStore:
         """Write down that a release is in a state, and why. Raises `ReleaseError`."""
         with self._journal_held():
             change = Change(state, datetime.now(UTC), reason, data)
-            self._write(number, STATE_FILE, Journal(number, (*self._noted(number), change)))
+            self._write(number, STATE_FILE, _json(Journal(number, (*self._noted(number), change))))
 
     @contextmanager
     def _journal_held(self) -> Iterator[None]:
@@ -237,10 +243,19 @@ class ReleaseStore:
 
     def keep(self, verdict: Verdict) -> None:
         """Keep a verdict with its release. Raises `ReleaseError`."""
-        self._write(verdict.release, VERDICT_FILE, verdict)
+        self._write(verdict.release, VERDICT_FILE, _json(verdict))
         refused = ", ".join(verdict.refused_by)
         said = f"the gate refused it: {refused}" if refused else "the gate passed it"
         self.note(verdict.release, self.state(verdict.release), said)
+
+    def report(self, number: int) -> FairnessReport | None:
+        """Return a release's report on drift and fairness, None where there is none. Raises `ReleaseError`."""
+        return self._read(number, REPORT_FILE, FairnessReport)
+
+    def keep_report(self, report: FairnessReport) -> None:
+        """Keep a report with its release, for machines and for people. Raises `ReleaseError`."""
+        self._write(report.release, REPORT_FILE, _json(report))
+        self._write(report.release, REPORT_PAGE, markdown(report).encode())
 
     def listed(self) -> list[Listed]:
         """Return every release, ascending. Raises `ReleaseError`."""
@@ -270,7 +285,12 @@ class ReleaseStore:
         if about is not None:
             del about["golden"]
         return Shown(
-            release=number, state=self.state(number), about=about, journal=journal, verdict=self.verdict(number)
+            release=number,
+            state=self.state(number),
+            about=about,
+            journal=journal,
+            verdict=self.verdict(number),
+            report=self.report(number),
         )
 
     def retire(self, number: int, reason: str) -> None:
@@ -404,8 +424,7 @@ class ReleaseStore:
                 fix="Delete the file; what is active is said by the topic, and `xplat model check` judges again.",
             ) from error
 
-    def _write(self, number: int, name: str, value: msgspec.Struct) -> None:
-        content = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+    def _write(self, number: int, name: str, content: bytes) -> None:
         path = self.repository.hidden / str(number) / name
         try:
             write_whole(path, content)
@@ -416,6 +435,10 @@ class ReleaseStore:
 def _state_after(changes: tuple[Change, ...]) -> State:
     """Return the state of a release with this journal. One that nobody wrote anything of is a candidate."""
     return changes[-1].state if changes else "candidate"
+
+
+def _json(value: msgspec.Struct) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
 def _since(changes: tuple[Change, ...]) -> datetime | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.drift import Shares, drift, psi, shares
+from xplat_stream.drift import Drift, Shares, drift, psi, shares
 from xplat_stream.event import Event, Millis, Object, UserId
 from xplat_stream.taxonomy import load_taxonomy
 
@@ -39,9 +40,18 @@ def test_nothing_to_compare_is_no_drift() -> None:
 def test_labels_and_platforms_are_both_looked_at() -> None:
     """People who do the same elsewhere have moved; so have people who do something else."""
     here = Shares({"a": 1.0}, {"shop": 0.5, "video": 0.5})
-    assert drift(here, Shares({"a": 1.0}, {"shop": 0.9, "video": 0.1})) > 0.25
-    assert drift(here, Shares({"a": 0.5, "b": 0.5}, here.platforms)) > 0.25
-    assert drift(here, here) == 0
+    elsewhere = drift(here, Shares({"a": 1.0}, {"shop": 0.9, "video": 0.1}))
+    assert elsewhere.largest > 0.25
+    assert elsewhere.labels == 0
+    assert {shift.name for shift in elsewhere.shifts} == {"shop", "video"}
+    assert drift(here, Shares({"a": 0.5, "b": 0.5}, here.platforms)).largest > 0.25
+    assert drift(here, here) == Drift(0, 0)
+
+
+@pytest.mark.parametrize(("now", "words"), [(0.5, "nothing"), (0.66, "begun"), (0.75, "another")])
+def test_what_an_index_means(now: float, words: str) -> None:
+    """Below .1 nothing has moved, from .25 on the population is another one."""
+    assert words in drift(Shares({"a": 0.5, "b": 0.5}), Shares({"a": now, "b": 1 - now})).words
 
 
 def test_shares_are_of_labels_named_and_of_platforms() -> None:
@@ -56,3 +66,12 @@ def test_shares_are_of_labels_named_and_of_platforms() -> None:
     found = shares(events, taxonomy)
     assert found.labels == {label.id: 1.0}
     assert found.platforms == {"shop": 2 / 3, "video": 1 / 3}
+
+
+def test_what_is_disliked_is_no_interest() -> None:
+    """It counts for its platform alone, in a log as in what is trained on."""
+    taxonomy = load_taxonomy()
+    hidden = Event(
+        "//a#1", UserId("u"), "shop", "hide", Object("a", "product", categories=(taxonomy.labels[0].name,)), 1
+    )
+    assert shares([hidden], taxonomy) == Shares({}, {"shop": 1.0})
