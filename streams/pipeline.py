@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from streams.postponed import Postponed
 from xplat_stream.adapters import admit
 from xplat_stream.errors import InvalidScores, RejectedEvent, TritonUnavailable
 from xplat_stream.event import TextHash, UserId, hash_text, item_text
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from streams.store import PartitionStore
     from xplat_stream.kafka.codec import Headers
     from xplat_stream.metrics import Metrics
-    from xplat_stream.profile import Profile
+    from xplat_stream.profile import Profile, Status
     from xplat_stream.serving.releases import Release
     from xplat_stream.serving.scorer import Scorer
     from xplat_stream.serving.texts import TextVectors
@@ -98,6 +99,8 @@ class Pipeline:
         self._metrics = metrics
         self._changelog = changelog_topic(settings.worker.app)
         self._source = f"//{settings.worker.app}/worker"
+        self.postponed = Postponed(settings.score, taxonomy)
+        """Who is scored later, and what is known of everybody to tell that."""
         self.release: Release | None = None
         """The release that scores; None until the first one is announced."""
 
@@ -111,13 +114,19 @@ class Pipeline:
         """
         release = self.release
         admitted = self._condemn(records) if condemned else self.admit(store, partition, records)
-        repaired = self.fold(store, admitted, release)
+        repaired, later = self.fold(store, partition, admitted, release)
         logged = [await self._log(store, partition)]
         aside = await self._send_aside(admitted)
         await self._keep_texts(store, admitted.texts, release)
         logged.append(await self._log(store, partition))
         states = {user_id: store.user(user_id) for user_id in admitted.users}
-        profiles = await self._profiles(store, states, dict.fromkeys(repaired, "late"), release)
+        now = {user_id: state for user_id, state in states.items() if user_id not in later}
+        causes: Causes = dict.fromkeys(repaired, "late")
+        profiles = await self._profiles(store, now, causes, release)
+        if later and release is not None:
+            waiting = {user_id: states[user_id] for user_id in states if user_id in later}
+            profiles += self._with_last_scores(store, waiting, causes, release, status="stale")
+            self._metrics.stale += len(waiting)
         logged.append(await self._log(store, partition))
         # The changelog first: a revision that consumers have seen is one that a lost host gets back.
         ends = await self._outbox.confirm([*logged, *aside])
@@ -225,28 +234,37 @@ class Pipeline:
         found.letters.append((record.key, *dead_letter(record.value, rejection, origin)))
         self._metrics.rejected[rejection.reason] = self._metrics.rejected.get(rejection.reason, 0) + 1
 
-    def fold(self, store: PartitionStore, admitted: Admitted, release: Release | None) -> set[UserId]:
+    def fold(
+        self, store: PartitionStore, partition: int, admitted: Admitted, release: Release | None
+    ) -> tuple[set[UserId], set[UserId]]:
         """Fold every user's events into the window and take the next revision, for `release` to score.
 
         Every touched user is written, also when nothing changed: after a crash the store may hold this chunk already
-        while the changelog does not. Returns the users whose past was repaired: the window changed, and only behind
-        its newest event.
+        while the changelog does not. Returns the users whose past was repaired (the window changed, and only behind
+        its newest event), and those whose scoring can wait: they are written as pending.
         """
         repaired = set()
+        folded: dict[UserId, tuple[UserState, UserState, list[tuple[str, Row]]]] = {}
         for user_id, additions in admitted.additions.items():
             before = store.user(user_id)
             state = _next_revision(UserState(before.window.fold(additions), before.publication))
+            folded[user_id] = before, state, additions
             self._metrics.late += state.window.count_late(additions)
             if before.window.is_repaired_by(additions) and state.window != before.window:
                 repaired.add(user_id)
+        vectors = self._vectors.of(release.encoder) if release is not None else {}
+        later = self.postponed.choose(release, partition, vectors, folded)
+        for user_id, (_, state, _) in folded.items():
             if release is None:
                 store.put_user(user_id, state)
+            elif user_id in later:
+                store.put_user(user_id, _pending(state))
             else:  # what is written is not written again once it is scored, and has to say by which release it was
                 expected = state.publication.expecting(release.number)
                 store.put_user(user_id, UserState(state.window, expected))
                 store.remember(user_id, state)
         self._metrics.repaired += len(repaired)
-        return repaired
+        return repaired, later
 
     async def _send_aside(self, admitted: Admitted) -> list[Delivery]:
         deliveries = []
@@ -293,6 +311,8 @@ class Pipeline:
         self, store: PartitionStore, states: States, causes: Causes, release: Release | None
     ) -> list[Profile]:
         """Return the profiles of touched users: scored, or degraded while scoring is not to be had."""
+        if not states:
+            return []
         if release is None:
             self._metrics.unscored += len(states)
             return [
@@ -303,7 +323,10 @@ class Pipeline:
             scores = await self._scores(store, states, release)
         except (TritonUnavailable, InvalidScores) as error:
             log.debug("%d profiles are degraded: %s", len(states), error)
-            return self._degraded(store, states, causes, release)
+            for user_id, state in states.items():
+                store.put_user(user_id, _pending(state))
+            self._metrics.degraded += len(states)
+            return self._with_last_scores(store, states, causes, release, status="degraded")
         return self._scored(store, states, scores, causes, release)
 
     async def _scores(self, store: PartitionStore, states: States, release: Release) -> list[list[float]]:
@@ -316,7 +339,11 @@ class Pipeline:
             width=release.manifest.width,
             max_events=release.manifest.max_events,
         )
-        scores: list[list[float]] = (await self._scorer.score(release, inputs)).tolist()
+        found = await self._scorer.score(release, inputs)
+        self._metrics.scored += len(found)
+        ends = [(user_id, state.window.end) for user_id, state in states.items()]
+        self.postponed.scored(release, ends, inputs, found)
+        scores: list[list[float]] = found.tolist()
         return scores
 
     def _scored(
@@ -349,8 +376,10 @@ class Pipeline:
             store.remember(user_id, published)
         return profiles
 
-    def _degraded(self, store: PartitionStore, states: States, causes: Causes, release: Release) -> list[Profile]:
-        """Return profiles with the last good scores, and note that these users are still to be scored."""
+    def _with_last_scores(
+        self, store: PartitionStore, states: States, causes: Causes, release: Release, *, status: Status
+    ) -> list[Profile]:
+        """Return profiles with the last scores, of users who are noted as still to be scored."""
         silent = self._silence.silent()
         quoted = {one for state in states.values() for one in state.window.text_hashes()}
         self._vectors.learn(store.texts(quoted - self._vectors.known.keys()))
@@ -366,12 +395,11 @@ class Pipeline:
                     model=release.ref if publication.release == release.number else ModelRef(publication.release),
                     known=self._vectors.known,
                     max_interests=self._settings.model.max_interests,
+                    status=status,
                     cause=causes.get(user_id, "behavior"),
                     silent=silent,
                 )
             )
-            store.put_user(user_id, _pending(state))
-        self._metrics.degraded += len(profiles)
         return profiles
 
     async def _bring_vectors(self, store: PartitionStore, states: States, release: Release) -> None:

@@ -12,14 +12,16 @@ import msgspec
 import pytest
 
 from streams.lanes import Lanes
+from streams.postponed import Postponed
 from streams.recovery import Recovery
 from streams.store import PartitionStore
 from streams.suspects import Suspects
 from xplat_stream.errors import DeliveryError
 from xplat_stream.event import UserId
 from xplat_stream.metrics import Metrics
-from xplat_stream.settings import Settings, WorkerSettings
+from xplat_stream.settings import ScoreSettings, Settings, WorkerSettings
 from xplat_stream.state import Publication, UserState
+from xplat_stream.taxonomy import load_taxonomy
 from xplat_stream.window import BehaviorWindow, WindowSpec
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class FakePipeline:
         self.fault: Exception | None = None
         self.poison: int | None = None
         self.release: SimpleNamespace | None = None
+        self.postponed = Postponed(ScoreSettings(), load_taxonomy())
 
     async def handle(
         self, _store: PartitionStore, _partition: int, records: list[Any], *, condemned: bool = False
