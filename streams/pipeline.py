@@ -13,6 +13,7 @@ same steps as those whom another release scored last.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -332,19 +333,27 @@ class Pipeline:
     async def _scores(self, store: PartitionStore, states: States, release: Release) -> list[list[float]]:
         """Return one list of label scores a user, in order. Raises `TritonUnavailable`, `InvalidScores`."""
         await self._bring_vectors(store, states, release)
+        # Windows are padded to the longest of a call, and padding costs the head as much as events do.
+        by_length = sorted(states, key=lambda user_id: len(states[user_id].window))
+        size = self._settings.triton.head_batch
+        calls = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+        *others, longest = [self._ask(states, users, release) for users in calls]
+        answers = [await longest] if not others else await asyncio.gather(*others, longest)
+        found = {user_id: scores for answer in answers for user_id, scores in answer.items()}
+        return [found[user_id] for user_id in states]
+
+    async def _ask(self, states: States, users: Sequence[UserId], release: Release) -> dict[UserId, list[float]]:
         inputs = head_inputs(
-            [state.window for state in states.values()],
+            [states[user_id].window for user_id in users],
             self._vectors.of(release.encoder),
             platforms=release.manifest.platforms,
             width=release.manifest.width,
             max_events=release.manifest.max_events,
         )
-        found = await self._scorer.score(release, inputs)
-        self._metrics.scored += len(found)
-        ends = [(user_id, state.window.end) for user_id, state in states.items()]
-        self.postponed.scored(release, ends, inputs, found)
-        scores: list[list[float]] = found.tolist()
-        return scores
+        scores = await self._scorer.score(release, inputs)
+        self._metrics.scored += len(users)
+        self.postponed.scored(release, [(user_id, states[user_id].window.end) for user_id in users], inputs, scores)
+        return dict(zip(users, scores.tolist(), strict=True))
 
     def _scored(
         self,
