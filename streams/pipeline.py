@@ -30,7 +30,7 @@ from xplat_stream.kafka.topics import PROFILES, REJECTED, REKEYED, changelog_top
 from xplat_stream.profile import Cause, ModelRef, degraded_profile, scored_profile, unscored_profile
 from xplat_stream.serving.features import head_inputs
 from xplat_stream.state import TextEntry, UserState
-from xplat_stream.window import Row, row_of
+from xplat_stream.window import Row, event_of, row_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -116,27 +116,50 @@ class Pipeline:
         release = self.release
         admitted = self._condemn(records) if condemned else self.admit(store, partition, records)
         repaired, later = self.fold(store, partition, admitted, release)
-        logged = [await self._log(store, partition)]
-        aside = await self._send_aside(admitted)
-        await self._keep_texts(store, admitted.texts, release)
-        logged.append(await self._log(store, partition))
-        states = {user_id: store.user(user_id) for user_id in admitted.users}
-        now = {user_id: state for user_id, state in states.items() if user_id not in later}
         causes: Causes = dict.fromkeys(repaired, "late")
-        profiles = await self._profiles(store, now, causes, release)
-        if later and release is not None:
-            waiting = {user_id: states[user_id] for user_id in states if user_id in later}
-            profiles += self._with_last_scores(store, waiting, causes, release, status="stale")
-            self._metrics.stale += len(waiting)
-        logged.append(await self._log(store, partition))
-        # The changelog first: a revision that consumers have seen is one that a lost host gets back.
-        ends = await self._outbox.confirm([*logged, *aside])
-        if end := max(ends[: len(logged)]):
-            store.reached(end)
-        await self._publish(partition, profiles, admitted.users)
+        sent = [await self._log(store, partition)]
+        aside = await self._send_aside(admitted)
+        for texts, users in self._turns(store, admitted, release):
+            await self._keep_texts(store, texts, release)
+            sent.append(await self._log(store, partition))
+            states = {user_id: store.user(user_id) for user_id in users}
+            now = {user_id: state for user_id, state in states.items() if user_id not in later}
+            profiles = await self._profiles(store, now, causes, release)
+            if release is not None and len(now) < len(states):
+                waiting = {user_id: state for user_id, state in states.items() if user_id in later}
+                profiles += self._with_last_scores(store, waiting, causes, release, status="stale")
+                self._metrics.stale += len(waiting)
+            sent.append(await self._log(store, partition))
+            # The changelog first: a revision that consumers have seen is one that a lost host gets back.
+            ends = await self._outbox.confirm([*sent, *aside])
+            if end := max(ends[: len(sent)]):
+                store.reached(end)
+            await self._publish(partition, profiles, admitted.users)
+            sent, aside = [], []
         self._shadow.follow(store, partition, admitted.additions, admitted.texts)
         self._vectors.forget_oldest()
         self._metrics.chunks += 1
+
+    def _turns(
+        self, store: PartitionStore, admitted: Admitted, release: Release | None
+    ) -> list[tuple[dict[TextHash, TextEntry], list[UserId]]]:
+        """Return what is published in which turn, texts with users: who waits for the encoder holds up nobody else."""
+        texts, users = admitted.texts, list(admitted.users)
+        if release is None or not texts:
+            return [(texts, users)]
+        self._vectors.learn(store.texts(self._vectors.missing(release.encoder, texts)))
+        unread = set(self._vectors.missing(release.encoder, texts))
+        held_up = {
+            user_id
+            for user_id, rows in admitted.additions.items()
+            if unread and any(event_of(*row).text_hash in unread for row in rows)
+        }
+        first = {one: entry for one, entry in texts.items() if one not in unread}
+        turns = [
+            (first, [user_id for user_id in users if user_id not in held_up]),
+            ({one: texts[one] for one in unread}, [user_id for user_id in users if user_id in held_up]),
+        ]
+        return [turn for turn in turns if turn[1]] or turns[:1]
 
     async def flush(self, store: PartitionStore, partition: int) -> None:
         """Bring what recovery merged into the changelog, where the last record of a key was not all there is."""
