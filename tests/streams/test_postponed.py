@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-import numpy as np
 import pytest
 
 from streams.pipeline import Pipeline
 from streams.postponed import Postponed
 from xplat_stream.event import UserId
-from xplat_stream.serving.releases import Release
-from xplat_stream.serving.sensitivity import CurvePoint, Estimator, Sensitivity
 from xplat_stream.settings import ScoreSettings
 from xplat_stream.taxonomy import load_taxonomy
 from xplat_stream.testing import make_event, make_release
@@ -21,20 +17,7 @@ if TYPE_CHECKING:
     from tests.streams.conftest import Bench
 
 USER = UserId("user-1")
-WIDTH, LABELS = 8, 25
 SETTINGS = ScoreSettings(tolerance=0.01, stale_s=60, stale_events=4)
-
-
-def a_release(*, margin: float = -1e9, number: int = 1) -> Release:
-    """Return a release of which events are expected to move nothing; `margin`: asked of the labels on top."""
-    plain = make_release(number)
-    names = np.zeros((WIDTH + 1, LABELS), np.float32).tobytes()
-    shape: dict[str, Any] = {"platforms": 3, "width": WIDTH, "labels": LABELS}
-    blank = Estimator(Sensitivity(names, b"", 20, ()), **shape)
-    sums = np.zeros((1, 9 + 2, WIDTH + LABELS + 1), np.float32)
-    weights = np.zeros((blank.features(sums).shape[1], LABELS), np.float16)
-    sensitivity = Sensitivity(names, weights.tobytes(), 20, (CurvePoint(margin, 0.8, 0.0, 0.005),))
-    return Release(msgspec.structs.replace(plain.manifest, sensitivity=sensitivity), plain.texts)
 
 
 class Clock:
@@ -53,7 +36,7 @@ def clock(bench: Bench) -> Clock:
     """Return the clock by which limits are told; the user has been scored with one event."""
     made = Clock()
     bench.pipeline.postponed = Postponed(SETTINGS, load_taxonomy(), clock=made)
-    bench.pipeline.release = a_release()
+    bench.pipeline.release = make_release(margin=-1e9)
     return made
 
 
@@ -128,7 +111,7 @@ async def test_an_event_out_of_order_can_wait_and_one_that_comes_twice_cannot(be
 
 async def test_labels_that_lie_too_near_are_scored_at_once(bench: Bench, clock: Clock) -> None:
     """Where the margin that the tolerance asks for is not kept, nothing waits; nor under a release without one."""
-    bench.pipeline.release = a_release(margin=1e9, number=2)
+    bench.pipeline.release = make_release(2, margin=1e9)
     for _ in range(3):
         await act(bench)
     bench.pipeline.release = make_release(3)
