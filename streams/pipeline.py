@@ -8,7 +8,10 @@ A crash anywhere in between leaves the chunk unacknowledged; it is read again an
 nothing that it changed already. A record is never skipped: what cannot be admitted becomes a dead letter that is
 awaited like everything else, and any other exception leaves this page and stops the worker. Only the model server may
 fail without stopping anything: windows go on, profiles say ``degraded``, and the users are scored again later, by the
-same steps as those whom another release scored last.
+same steps as those whom another release scored last, and as those whose scoring can wait (`streams.postponed`).
+
+From the texts on, the steps are taken once for all users whose texts have vectors, and then for those who wait for the
+encoder.
 """
 
 from __future__ import annotations
@@ -375,7 +378,7 @@ class Pipeline:
         )
         scores = await self._scorer.score(release, inputs)
         self._metrics.scored += len(users)
-        self.postponed.scored(release, [(user_id, states[user_id].window.end) for user_id in users], inputs, scores)
+        self.postponed.scored(release, [(user_id, states[user_id]) for user_id in users], inputs, scores)
         return dict(zip(users, scores.tolist(), strict=True))
 
     def _scored(

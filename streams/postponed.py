@@ -52,6 +52,8 @@ class _Known:
     base: NDArray[np.float32]  # (labels,), the logits last scored minus what the map says of that window
     top: NDArray[np.bool_]  # (labels,)
     end: Millis
+    revision: int
+    """Which was scored: where another one was published since, this is not about what consumers see."""
     since: int = 0
     """Events not scored."""
 
@@ -124,7 +126,7 @@ class Postponed:
         """
         self._use(release)
         estimator = self._estimator
-        looked_at = self._looked_at(release, users, vectors) if release is not None and estimator is not None else {}
+        looked_at = {} if estimator is None else self._looked_at(users, vectors)
         waiting = self._waiting.setdefault(partition, {})
         chosen: set[UserId] = set()
         if estimator is not None and looked_at:
@@ -140,9 +142,9 @@ class Postponed:
         return chosen
 
     def scored(
-        self, release: Release, users: Iterable[tuple[UserId, Millis]], inputs: HeadInputs, scores: NDArray[Any]
+        self, release: Release, users: Iterable[tuple[UserId, UserState]], inputs: HeadInputs, scores: NDArray[Any]
     ) -> None:
-        """Take in what the head said of users, each with the end of the window: from here on change is counted."""
+        """Take in what the head said of users, with the revision that it is of: from here on change is counted."""
         self._use(release)
         if self._estimator is None:
             return
@@ -150,8 +152,10 @@ class Postponed:
         logits = logits_of(scores)
         base = logits - self._estimator.logits(sums)
         top = tops(logits, self._published)
-        for row, (user_id, end) in enumerate(users):
-            self._known[user_id] = _Known(sums[row].copy(), base[row].copy(), top[row].copy(), end)
+        for row, (user_id, state) in enumerate(users):
+            self._known[user_id] = _Known(
+                sums[row].copy(), base[row].copy(), top[row].copy(), state.window.end, state.publication.revision
+            )
             self._known.move_to_end(user_id)
         while len(self._known) > _KNOWN:
             self._known.popitem(last=False)
@@ -182,7 +186,6 @@ class Postponed:
 
     def _looked_at(
         self,
-        release: Release,
         users: Mapping[UserId, tuple[UserState, UserState, Sequence[tuple[str, Row]]]],
         vectors: Mapping[TextHash, bytes],
     ) -> dict[UserId, _Looked]:
@@ -195,7 +198,7 @@ class Postponed:
                 or len(rows) > _AT_ONCE
                 or known.since + len(rows) >= self._most_events
                 or known.end != before.window.end
-                or before.publication.release != release.number
+                or known.revision != before.publication.scored_revision
             ):
                 continue
             events = sorted((event_of(*row) for row in rows), key=lambda event: event.occurred_at)
