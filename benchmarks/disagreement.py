@@ -1,7 +1,7 @@
 """Of how many people is the published top 3 not the one that scoring gives?
 
 Asked of everybody's last profile at one moment of a run, those that wait for scoring included: the whole log is folded
-again, every window scored on the running Triton, with the vectors that the workers themselves keep.
+again, and every window scored on the running Triton, with the vectors that the workers themselves keep where they do.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def disagreement(settings: Settings, release: Release) -> Disagreement:
     spec = WindowSpec(settings.window.per_platform, settings.window.horizon)
     asked = [key for key, profile in profiles.items() if key in rows and profile.model.release == release.number]
     windows = [BehaviorWindow(spec).fold(rows[key]) for key in asked]
-    scores = asyncio.run(_scores(settings, release, windows, _vectors(settings, release.encoder)))
+    scores = asyncio.run(_scores(settings, release, windows, _texts(settings)))
     labels = release.manifest.labels
     true = tops(scores, range(len(labels)))
     wrong = stale = 0
@@ -64,23 +64,24 @@ def disagreement(settings: Settings, release: Release) -> Disagreement:
     return Disagreement(len(asked), round(stale / count, 4), round(wrong / count, 4))
 
 
-def _vectors(settings: Settings, encoder: int) -> dict[TextHash, bytes]:
-    """Return the vectors that lie in the workers' changelog."""
-    found = {}
-    for message in _records(settings, changelog_topic(settings.worker.app)):
-        if message.key().startswith(TEXT_PREFIX) and message.value() is not None:
-            entry = TextEntry.unpack(message.value())
-            if entry.encoder == encoder:
-                found[TextHash(message.key()[len(TEXT_PREFIX) :])] = entry.vector
-    return found
+def _texts(settings: Settings) -> dict[TextHash, TextEntry]:
+    """Return the texts in the workers' changelog."""
+    return {
+        TextHash(message.key()[len(TEXT_PREFIX) :]): TextEntry.unpack(message.value())
+        for message in _records(settings, changelog_topic(settings.worker.app))
+        if message.key().startswith(TEXT_PREFIX) and message.value() is not None
+    }
 
 
 async def _scores(
-    settings: Settings, release: Release, windows: Sequence[BehaviorWindow], vectors: dict[TextHash, bytes]
+    settings: Settings, release: Release, windows: Sequence[BehaviorWindow], texts: dict[TextHash, TextEntry]
 ) -> NDArray[np.float32]:
     manifest = release.manifest
     parts = []
     async with TritonScorer(settings.triton) as scorer:
+        vectors = {one: entry.vector for one, entry in texts.items() if entry.encoder == release.encoder}
+        absent = {one: entry.text for one, entry in texts.items() if one not in vectors}
+        vectors |= dict(zip(absent, await scorer.encode(release, list(absent.values())), strict=True))
         for start in range(0, len(windows), settings.triton.head_batch):
             inputs = head_inputs(
                 windows[start : start + settings.triton.head_batch],
