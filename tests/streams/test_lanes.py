@@ -402,3 +402,25 @@ def test_metrics_are_written_whole(tmp_path: Path) -> None:
     metrics.write(tmp_path / "new")
     assert msgspec.to_builtins(read_metrics(tmp_path / "new")) == msgspec.to_builtins(metrics)
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["metrics.json"]
+
+
+async def test_who_waits_is_scored_when_the_limit_comes_and_not_before(owned: Callable[..., Lanes]) -> None:
+    """Pending in the state like the degraded; those are scored at once, the others by a lane that is idle by then."""
+    now = 0.0
+    pipeline = FakePipeline()
+    pipeline.postponed = Postponed(ScoreSettings(stale_s=60), load_taxonomy(), clock=lambda: now)
+    lanes = owned(pipeline)
+    await lanes.take_over([0])
+    (store,) = lanes.stores
+    waits, degraded = UserId("waits"), UserId("degraded")
+    for user in (waits, degraded):
+        store.put_user(user, UserState(BehaviorWindow(store.spec), Publication(revision=1, pending=True)))
+    store.write()
+    pipeline.postponed._waiting[0] = {waits: (60.0, 0.5)}
+    await lanes.put(FakeEvent(1))
+    await until(lambda: [degraded] in pipeline.rescored)
+    assert all(waits not in users for users in pipeline.rescored)
+    now = 60.0
+    await until(lambda: [waits] in pipeline.rescored)
+    assert store.pending(limit=9) == []
+    await lanes.let_go()
