@@ -20,20 +20,13 @@ MAX_TEXTS: Final = 500_000
 
 
 class TextVectors:
-    """Text hash → vector, per encoder version. A text asked for by several partitions at once is encoded once.
-
-    One call of an encoder at a time: a call of eight texts costs half as much a text as eight calls, and the model
-    server would make them wait for each other anyway.
-    """
+    """Text hash → vector, per encoder version. A text asked for by several partitions at once is encoded once."""
 
     def __init__(self, scorer: Scorer, *, max_texts: int = MAX_TEXTS) -> None:
         self._scorer = scorer
         self._max_texts = max_texts
         self._vectors: dict[int, dict[TextHash, bytes]] = {}
         self._running: dict[tuple[int, TextHash], asyncio.Task[None]] = {}
-        self._asked: dict[int, dict[TextHash, str]] = {}
-        self._next: dict[int, asyncio.Task[None]] = {}
-        self._calls: dict[int, asyncio.Lock] = {}
         self.known: dict[TextHash, KnownText] = {}
         self.encoded = 0
 
@@ -64,13 +57,10 @@ class TextVectors:
         mine = [text_hash for text_hash in absent if (release.encoder, text_hash) not in self._running]
         waiting = {self._running[key] for key in ((release.encoder, one) for one in absent) if key in self._running}
         if mine:
-            asked = self._asked.setdefault(release.encoder, {})
-            if not asked:  # what comes while a call is under way goes into the next one, together
-                self._next[release.encoder] = asyncio.create_task(self._encode_asked(release))
-            asked.update({one: entries[one].text for one in mine})
+            task = asyncio.create_task(self._encode(release, {one: entries[one].text for one in mine}))
             for one in mine:
-                self._running[release.encoder, one] = self._next[release.encoder]
-            waiting.add(self._next[release.encoder])
+                self._running[release.encoder, one] = task
+            waiting.add(task)
         if waiting:
             # Shielded: another partition may wait for the same texts when this one is taken away.
             await asyncio.shield(asyncio.gather(*waiting))
@@ -78,11 +68,6 @@ class TextVectors:
             text_hash: TextEntry(entry.text, entry.labels, release.encoder, held[text_hash])
             for text_hash, entry in entries.items()
         }
-
-    async def _encode_asked(self, release: Release) -> None:
-        """Encode what has been asked for when the call before this one is answered."""
-        async with self._calls.setdefault(release.encoder, asyncio.Lock()):
-            await self._encode(release, self._asked.pop(release.encoder))
 
     async def _encode(self, release: Release, texts: Mapping[TextHash, str]) -> None:
         try:
