@@ -237,6 +237,33 @@ def rollback(
     _show(result, json=json)
 
 
+@app.command()
+def inference(
+    part: Annotated[list[str] | None, typer.Option(help="One part, several times: default all.")] = None,
+    hits: Annotated[list[float] | None, typer.Option(help="A share of known titles, several times.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+    users: Annotated[int, typer.Option(min=2, help="People.")] = 2000,
+    window: Annotated[int, typer.Option(min=1, help="Events in each window beforehand.")] = 20,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each part, about.")] = 10.0,
+    rate: Annotated[float, typer.Option(min=0, help="Events a second meanwhile; 0: half of what was reached.")] = 0.0,
+    backlog: Annotated[int, typer.Option(min=1000, help="Events that wait, in that part.")] = 100_000,
+    models: Annotated[str, typer.Option(help="Folder that keeps the models trained for this.")] = "",
+    folder: Annotated[str, typer.Option("--report", help="Folder for a report with curves.")] = "",
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """User updates a second, and event written → profile readable, with a real model; beside re-encoding."""
+    from benchmarks.inference import HIT_RATES, PARTS, Choices, bench_inference
+    from benchmarks.inference_report import write_report
+
+    choices = Choices(
+        tuple(part or PARTS), tuple(hits or HIT_RATES), workers, users, window, seconds, rate, backlog, models
+    )
+    result = bench_inference(choices, lambda line: _console.print(line, highlight=False))
+    if folder:
+        write_report(result, folder)
+    _show(result, json=json)
+
+
 def _show(result: msgspec.Struct, *, json: bool) -> None:
     if json:
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")

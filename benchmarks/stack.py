@@ -31,11 +31,11 @@ _PATIENCE_S: Final = 300.0
 
 @contextmanager
 def private_stack(
-    report: Callable[[str], None], *, platforms: tuple[str, ...] = (PLATFORM,)
+    report: Callable[[str], None], *, platforms: tuple[str, ...] = (PLATFORM,), models: Path | None = None
 ) -> Iterator[tuple[Settings, Path]]:
     """Yield the settings of a running stack, for one worker and these platforms, and its folder.
 
-    Raises `StackError`.
+    `models`: a repository that the model server starts with a copy of. Raises `StackError`.
     """
     with tempfile.TemporaryDirectory(prefix="xplat-bench-") as folder:
         home = Path(folder)
@@ -46,8 +46,10 @@ def private_stack(
             worker=worker,
             model=ModelSettings(repository=str(home / "models")),
         )
+        if models is not None:
+            shutil.copytree(models, home / "models")
         for config in ModelRepository.of(load_settings()).root.glob("*/config.pbtxt"):
-            (home / "models" / config.parent.name).mkdir(parents=True)
+            (home / "models" / config.parent.name).mkdir(parents=True, exist_ok=True)
             shutil.copy(config, home / "models" / config.parent.name)
         state = local.up(settings, report=report)
         try:

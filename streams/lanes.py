@@ -75,6 +75,7 @@ class Lane:
         self._folder = Path(settings.datadir)
         self._rescored_up_to: UserId | None = None
         self._rescore_in_s = _RESCORE_SOON_S
+        self._look_at = 0.0
         self._waiting: asyncio.Queue[Any] = asyncio.Queue(_WAITING_CHUNKS)
 
     async def put(self, event: Any) -> None:
@@ -177,10 +178,27 @@ class Lane:
         note_in_hand(self._folder, self.partition, ())
 
     async def _rescore(self) -> None:
-        users = self.store.pending(limit=_RESCORED_TOGETHER, after=self._rescored_up_to)
-        self._rescored_up_to = users[-1] if users else None
-        scored = await self._pipeline.rescore(self.store, self.partition, users)
+        """Score those whose limit has come, all of them, and some of those whom the model server left pending."""
+        postponed, scored = self._pipeline.postponed, 0
+        while users := postponed.due(self.partition, most=_RESCORED_TOGETHER):
+            scored += await self._pipeline.rescore(self.store, self.partition, users)
+        now = time.monotonic()
+        if not postponed.count(self.partition) or now >= self._look_at:
+            users = self._left_pending()
+            scored += await self._pipeline.rescore(self.store, self.partition, users)
+            self._look_at = now if scored else now + _RESCORE_LATER_S
         self._rescore_in_s = _RESCORE_SOON_S if scored else _RESCORE_LATER_S
+
+    def _left_pending(self) -> list[UserId]:
+        """Return the next users who are pending and do not wait for their limit; after a restart, all are such."""
+        found: list[UserId] = []
+        while len(found) < _RESCORED_TOGETHER:
+            page = self.store.pending(limit=_RESCORED_TOGETHER, after=self._rescored_up_to)
+            self._rescored_up_to = page[-1] if page else None
+            found += [user_id for user_id in page if not self._pipeline.postponed.waits(self.partition, user_id)]
+            if len(page) < _RESCORED_TOGETHER:
+                break
+        return found
 
     async def _migrate(self) -> None:
         release = self._pipeline.release
@@ -268,6 +286,7 @@ class Lanes:
             lane.drop_waiting()
             lane.warming.close()
             lane.store.close()
+            self._pipeline.postponed.forget(lane.partition)
         self._lanes.clear()
         await self._recovery.finished()
 

@@ -8,11 +8,15 @@ A crash anywhere in between leaves the chunk unacknowledged; it is read again an
 nothing that it changed already. A record is never skipped: what cannot be admitted becomes a dead letter that is
 awaited like everything else, and any other exception leaves this page and stops the worker. Only the model server may
 fail without stopping anything: windows go on, profiles say ``degraded``, and the users are scored again later, by the
-same steps as those whom another release scored last.
+same steps as those whom another release scored last, and as those whose scoring can wait (`streams.postponed`).
+
+From the texts on, the steps are taken once for all users whose texts have vectors, and then for those who wait for the
+encoder.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +24,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from streams.postponed import Postponed
 from xplat_stream.adapters import admit
 from xplat_stream.errors import InvalidScores, RejectedEvent, TritonUnavailable
 from xplat_stream.event import TextHash, UserId, hash_text, item_text
@@ -29,7 +34,7 @@ from xplat_stream.kafka.topics import PROFILES, REJECTED, REKEYED, changelog_top
 from xplat_stream.profile import Cause, ModelRef, degraded_profile, scored_profile, unscored_profile
 from xplat_stream.serving.features import head_inputs
 from xplat_stream.state import Publication, TextEntry, UserState
-from xplat_stream.window import Row, row_of
+from xplat_stream.window import Row, event_of, row_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
     from streams.store import PartitionStore
     from xplat_stream.kafka.codec import Headers
     from xplat_stream.metrics import Metrics
-    from xplat_stream.profile import Profile
+    from xplat_stream.profile import Profile, Status
     from xplat_stream.serving.releases import Release
     from xplat_stream.serving.scorer import Scorer
     from xplat_stream.serving.texts import TextVectors
@@ -101,6 +106,8 @@ class Pipeline:
         self._changelog = changelog_topic(settings.worker.app)
         self._source = f"//{settings.worker.app}/worker"
         self._named = lru_cache(maxsize=_NAMED_TEXTS)(self._name)
+        self.postponed = Postponed(settings.score, taxonomy)
+        """Who is scored later, and what is known of everybody to tell that."""
         self.release: Release | None = None
         """The release that scores; None until the first one is announced."""
         self.withdrawn = 0
@@ -122,22 +129,51 @@ class Pipeline:
         When this returns, everything the records led to is acknowledged by Kafka.
         """
         release = self.release
-        repaired = self.fold(store, admitted, release)
-        logged = [await self._log(store, partition)]
+        repaired, later = self.fold(store, partition, admitted, release)
+        causes: Causes = dict.fromkeys(repaired, "late")
+        sent = [await self._log(store, partition)]
         aside = await self._send_aside(admitted)
-        await self._keep_texts(store, admitted.texts, release)
-        logged.append(await self._log(store, partition))
-        states = {user_id: store.user(user_id) for user_id in admitted.users}
-        profiles = await self._profiles(store, states, dict.fromkeys(repaired, "late"), release)
-        logged.append(await self._log(store, partition))
-        # The changelog first: a revision that consumers have seen is one that a lost host gets back.
-        ends = await self._outbox.confirm([*logged, *aside])
-        if end := max(ends[: len(logged)]):
-            store.reached(end)
-        await self._publish(partition, profiles, admitted.users)
+        for texts, users in self._turns(store, admitted, release):
+            await self._keep_texts(store, texts, release)
+            sent.append(await self._log(store, partition))
+            states = {user_id: store.user(user_id) for user_id in users}
+            now = {user_id: state for user_id, state in states.items() if user_id not in later}
+            profiles = await self._profiles(store, now, causes, release)
+            if release is not None and len(now) < len(states):
+                waiting = {user_id: state for user_id, state in states.items() if user_id in later}
+                profiles += self._with_last_scores(store, waiting, causes, release, status="stale")
+                self._metrics.stale += len(waiting)
+            sent.append(await self._log(store, partition))
+            # The changelog first: a revision that consumers have seen is one that a lost host gets back.
+            ends = await self._outbox.confirm([*sent, *aside])
+            if end := max(ends[: len(sent)]):
+                store.reached(end)
+            await self._publish(partition, profiles, admitted.users)
+            sent, aside = [], []
         self._shadow.follow(store, partition, admitted.additions, admitted.texts)
         self._vectors.forget_oldest()
         self._metrics.chunks += 1
+
+    def _turns(
+        self, store: PartitionStore, admitted: Admitted, release: Release | None
+    ) -> list[tuple[dict[TextHash, TextEntry], list[UserId]]]:
+        """Return what is published in which turn, texts with users: who waits for the encoder holds up nobody else."""
+        texts, users = admitted.texts, list(admitted.users)
+        if release is None or not texts:
+            return [(texts, users)]
+        self._vectors.learn(store.texts(self._vectors.missing(release.encoder, texts)))
+        unread = set(self._vectors.missing(release.encoder, texts))
+        held_up = {
+            user_id
+            for user_id, rows in admitted.additions.items()
+            if unread and any(event_of(*row).text_hash in unread for row in rows)
+        }
+        first = {one: entry for one, entry in texts.items() if one not in unread}
+        turns = [
+            (first, [user_id for user_id in users if user_id not in held_up]),
+            ({one: texts[one] for one in unread}, [user_id for user_id in users if user_id in held_up]),
+        ]
+        return [turn for turn in turns if turn[1]] or turns[:1]
 
     async def flush(self, store: PartitionStore, partition: int) -> None:
         """Bring what recovery merged into the changelog, where the last record of a key was not all there is."""
@@ -245,28 +281,37 @@ class Pipeline:
         found.letters.append((record.key, *dead_letter(record.value, rejection, origin)))
         self._metrics.rejected[rejection.reason] = self._metrics.rejected.get(rejection.reason, 0) + 1
 
-    def fold(self, store: PartitionStore, admitted: Admitted, release: Release | None) -> set[UserId]:
+    def fold(
+        self, store: PartitionStore, partition: int, admitted: Admitted, release: Release | None
+    ) -> tuple[set[UserId], set[UserId]]:
         """Fold every user's events into the window and take the next revision, for `release` to score.
 
         Every touched user is written, also when nothing changed: after a crash the store may hold this chunk already
-        while the changelog does not. Returns the users whose past was repaired: the window changed, and only behind
-        its newest event.
+        while the changelog does not. Returns the users whose past was repaired (the window changed, and only behind
+        its newest event), and those whose scoring can wait: they are written as pending.
         """
         repaired = set()
+        folded: dict[UserId, tuple[UserState, UserState, list[tuple[str, Row]]]] = {}
         for user_id, additions in admitted.additions.items():
             before = store.user(user_id)
             state = _next_revision(UserState(before.window.fold(additions), before.publication))
+            folded[user_id] = before, state, additions
             self._metrics.late += state.window.count_late(additions)
             if before.window.is_repaired_by(additions) and state.window != before.window:
                 repaired.add(user_id)
+        vectors = self._vectors.of(release.encoder) if release is not None else {}
+        later = self.postponed.choose(release, partition, vectors, folded)
+        for user_id, (_, state, _) in folded.items():
             if release is None:
                 store.put_user(user_id, state)
+            elif user_id in later:
+                store.put_user(user_id, _pending(state))
             else:  # what is written is not written again once it is scored, and has to say by which release it was
                 expected = state.publication.expecting(release.number)
                 store.put_user(user_id, UserState(state.window, expected))
                 store.remember(user_id, state)
         self._metrics.repaired += len(repaired)
-        return repaired
+        return repaired, later
 
     async def _send_aside(self, admitted: Admitted) -> list[Delivery]:
         deliveries = []
@@ -313,6 +358,8 @@ class Pipeline:
         self, store: PartitionStore, states: States, causes: Causes, release: Release | None
     ) -> list[Profile]:
         """Return the profiles of touched users: scored, or degraded while scoring is not to be had."""
+        if not states:
+            return []
         if release is None:
             self._metrics.unscored += len(states)
             return [
@@ -323,21 +370,36 @@ class Pipeline:
             scores = await self._scores(store, states, release)
         except (TritonUnavailable, InvalidScores) as error:
             log.debug("%d profiles are degraded: %s", len(states), error)
-            return self._degraded(store, states, causes, release)
+            for user_id, state in states.items():
+                store.put_user(user_id, _pending(state))
+            self._metrics.degraded += len(states)
+            return self._with_last_scores(store, states, causes, release, status="degraded")
         return self._scored(store, states, scores, causes, release)
 
     async def _scores(self, store: PartitionStore, states: States, release: Release) -> list[list[float]]:
         """Return one list of label scores a user, in order. Raises `TritonUnavailable`, `InvalidScores`."""
         await self._bring_vectors(store, states, release)
+        # Windows are padded to the longest of a call, and padding costs the head as much as events do.
+        by_length = sorted(states, key=lambda user_id: len(states[user_id].window))
+        size = self._settings.triton.head_batch
+        calls = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+        *others, longest = [self._ask(states, users, release) for users in calls]
+        answers = [await longest] if not others else await asyncio.gather(*others, longest)
+        found = {user_id: scores for answer in answers for user_id, scores in answer.items()}
+        return [found[user_id] for user_id in states]
+
+    async def _ask(self, states: States, users: Sequence[UserId], release: Release) -> dict[UserId, list[float]]:
         inputs = head_inputs(
-            [state.window for state in states.values()],
+            [states[user_id].window for user_id in users],
             self._vectors.of(release.encoder),
             platforms=release.manifest.platforms,
             width=release.manifest.width,
             max_events=release.manifest.max_events,
         )
-        scores: list[list[float]] = (await self._scorer.score(release, inputs)).tolist()
-        return scores
+        scores = await self._scorer.score(release, inputs)
+        self._metrics.scored += len(users)
+        self.postponed.scored(release, [(user_id, states[user_id]) for user_id in users], inputs, scores)
+        return dict(zip(users, scores.tolist(), strict=True))
 
     def _scored(
         self,
@@ -369,8 +431,10 @@ class Pipeline:
             store.remember(user_id, published)
         return profiles
 
-    def _degraded(self, store: PartitionStore, states: States, causes: Causes, release: Release) -> list[Profile]:
-        """Return profiles with the last good scores, and note that these users are still to be scored."""
+    def _with_last_scores(
+        self, store: PartitionStore, states: States, causes: Causes, release: Release, *, status: Status
+    ) -> list[Profile]:
+        """Return profiles with the last scores, of users who are noted as still to be scored."""
         silent = self._silence.silent()
         quoted = {one for state in states.values() for one in state.window.text_hashes()}
         self._vectors.learn(store.texts(quoted - self._vectors.known.keys()))
@@ -386,12 +450,11 @@ class Pipeline:
                     model=release.ref if publication.release == release.number else ModelRef(publication.release),
                     known=self._vectors.known,
                     max_interests=self._settings.model.max_interests,
+                    status=status,
                     cause=causes.get(user_id, "behavior"),
                     silent=silent,
                 )
             )
-            store.put_user(user_id, _pending(state))
-        self._metrics.degraded += len(profiles)
         return profiles
 
     async def _bring_vectors(self, store: PartitionStore, states: States, release: Release) -> None:
@@ -408,8 +471,8 @@ class Pipeline:
 
 
 def _next_revision(state: UserState) -> UserState:
-    revision, release, scores, pending = state.publication
-    return UserState(state.window, Publication(revision + 1, release, scores, pending))
+    revision, release, scores, pending, scored_revision = state.publication
+    return UserState(state.window, Publication(revision + 1, release, scores, pending, scored_revision))
 
 
 def _pending(state: UserState) -> UserState:

@@ -48,7 +48,7 @@ SETTINGS = Settings(window=WindowSettings(per_platform=3, horizon_days=2.0))
 SPEC = WindowSpec(SETTINGS.window.per_platform, SETTINGS.window.horizon)
 CHANGELOG = changelog_topic(SETTINGS.worker.app)
 TAXONOMY = Taxonomy("test", "1", 500, (Label("1", "one", "One", aliases=("one",)), Label("2", "two", "Two")))
-RELEASE = make_release(labels=TAXONOMY.ids(), width=4)
+RELEASE = make_release(labels=TAXONOMY.ids(), width=4, margin=-1e9)
 RECEIVED_MS = 1_750_000_000_000
 HOUR_MS = 3_600_000
 

@@ -97,6 +97,7 @@ def publications() -> st.SearchStrategy[Publication]:
         release=st.integers(0, 2) | st.integers(0, 2**32 - 1),
         scores=st.lists(st.integers(0, 0xFFFF), max_size=4).map(tuple),
         pending=st.booleans(),
+        scored_revision=st.just(0),
     )
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from trainer.dataset import Dataset
     from trainer.progress import Report
     from xplat_stream.profile import TaxonomyRef
+    from xplat_stream.serving.sensitivity import Sensitivity
     from xplat_stream.serving.store import Verdict
     from xplat_stream.settings import Settings
 
@@ -69,6 +70,7 @@ class Candidate(NamedTuple):
     metrics: dict[str, float]
     calibration: dict[str, float] = {}  # noqa: RUF012 - never changed
     data: DataSpan | None = None
+    sensitivity: Sensitivity | None = None
 
 
 class Released(NamedTuple):
@@ -163,6 +165,7 @@ def place(
         data=candidate.data,
         commit=commit_of(Path(__file__).parent),
         calibration=candidate.calibration,
+        sensitivity=candidate.sensitivity,
     )
     try:
         raw = msgspec.json.encode(manifest)

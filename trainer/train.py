@@ -38,6 +38,7 @@ from trainer.prepare import Prepared, Recorded, prepare
 from trainer.progress import STAGES, Report, silent
 from trainer.release import Candidate, release
 from trainer.search import Searched, search
+from trainer.sensitivity import sensitivity_of
 from xplat_stream.errors import DataError
 from xplat_stream.kafka.log import Span, behavior_spans
 from xplat_stream.profile import TaxonomyRef
@@ -202,7 +203,7 @@ def train_data(
     report("evaluate", len(scores), len(scores), {"ndcg": metrics["ndcg_at_10"], "micro_f1": metrics["micro_f1"]})
     clock.stage("evaluate")
 
-    # Export, with golden requests answered by the exported graphs
+    # Export, with golden requests answered by the exported graphs, and what moves its scores how far
     graph = export_head(head)
     candidate = Candidate(
         encoder=encoder.files,
@@ -218,6 +219,7 @@ def train_data(
         metrics=metrics,
         calibration={"temperature": head.temperature.item(), "linear": head.share.item()},
         data=data.span,
+        sensitivity=sensitivity_of(head, graph, data, table),
     )
     report("export", 1, 1, {"head_kb": len(graph) / 1024})
     clock.stage("export")

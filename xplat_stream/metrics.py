@@ -29,6 +29,10 @@ class Metrics(msgspec.Struct):
     """Dead letters by reason."""
     updates: int = 0
     """Profiles published."""
+    scored: int = 0
+    """Users whom the head was asked for, those that were scored later included."""
+    stale: int = 0
+    """Profiles published with scores of an earlier window, because the new events could not move them much."""
     unscored: int = 0
     """Profiles published before any release was there."""
     degraded: int = 0

@@ -88,7 +88,8 @@ class Profile(msgspec.Struct, frozen=True, gc=False):
     """The current interests of one user. `revision` grows with every publication and never goes back.
 
     `silent`: platforms in the window from which nothing, of anybody, has come for a while: what the user does there
-    now is not known.
+    now is not known. `scored_revision`: the revision whose window the scores are of, this one where it is fresh; 0
+    where nothing was scored, or it is not known which.
     """
 
     user_id: UserId
@@ -101,6 +102,7 @@ class Profile(msgspec.Struct, frozen=True, gc=False):
     window: WindowRef
     interests: tuple[Interest, ...] = ()
     silent: tuple[str, ...] = ()
+    scored_revision: int = 0
 
 
 class KnownText(NamedTuple):
@@ -205,6 +207,7 @@ def scored_profile(  # noqa: PLR0913 - a profile is made of exactly these
         window=_window_ref(window),
         interests=tuple(interests),
         silent=missing,
+        scored_revision=publication.revision if status == "fresh" else publication.scored_revision,
     )
 
 
@@ -217,15 +220,17 @@ def degraded_profile(  # noqa: PLR0913 - a profile is made of exactly these
     model: ModelRef,
     known: Mapping[TextHash, KnownText],
     max_interests: int,
+    status: Status = "degraded",
     cause: Cause = "behavior",
     silent: Collection[str] = (),
 ) -> Profile:
-    """Return the profile of a user who cannot be scored now: the new window, the last good scores where there are any.
+    """Return the profile of a user who is not scored now: the new window, the last scores where there are any.
 
-    `model` is the release the last scores are of. The profile comes again, scored, when the model server is back.
+    `model` is the release the last scores are of. ``degraded``: the model server is away, and the profile comes again,
+    scored, when it is back; ``stale``: the new events cannot move the scores much, and scoring waits.
     """
     if not publication.scores:
-        return unscored_profile(user_id, window, publication.revision, taxonomy, status="degraded", cause=cause)
+        return unscored_profile(user_id, window, publication.revision, taxonomy, status=status, cause=cause)
     return scored_profile(
         user_id,
         window,
@@ -235,7 +240,7 @@ def degraded_profile(  # noqa: PLR0913 - a profile is made of exactly these
         model=model,
         known=known,
         max_interests=max_interests,
-        status="degraded",
+        status=status,
         cause=cause,
         silent=silent,
     )

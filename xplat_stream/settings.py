@@ -117,6 +117,18 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What labels that the taxonomy marks sensitive are published for, in words; empty: they are never published."""
 
 
+class ScoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which updates are scored at once, and which can wait because they cannot move the top 3 interests."""
+
+    tolerance: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    """Largest share of updates after which the top 3 may be others than scoring gives, in the upper bound that the
+    release was measured with; 0 scores every update at once."""
+    stale_s: Annotated[float, Meta(ge=1)] = 60.0
+    """Whoever waits is scored within this time, whatever is expected."""
+    stale_events: _Count = 20
+    """And with the event of this number; never later than the release was measured with."""
+
+
 class TrainerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When `xplat trainer` trains again; 0 switches a reason off."""
 
@@ -208,6 +220,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker: WorkerSettings = WorkerSettings()
     triton: TritonSettings = TritonSettings()
     model: ModelSettings = ModelSettings()
+    score: ScoreSettings = ScoreSettings()
     trainer: TrainerSettings = TrainerSettings()
     release: ReleaseSettings = ReleaseSettings()
     local: LocalSettings = LocalSettings()

@@ -94,17 +94,20 @@ class Publication(NamedTuple):
     """What was last published for a user: needed for change detection, outside the replay law.
 
     `scores` holds one value in 0..65535 a label, in the release's label order; empty before the first scoring.
-    `pending` says that the profile still has to be scored.
+    `pending` says that the profile still has to be scored. `scored_revision`: the revision whose window the scores are
+    of; kept in memory only, 0 where it is not known any more.
     """
 
     revision: int = 0
     release: int = 0
     scores: tuple[int, ...] = ()
     pending: bool = False
+    scored_revision: int = 0
 
     def published(self, release: int, scores: Sequence[float]) -> Self:
         """Return the next publication state after `scores` of `release` went out under this revision."""
-        return type(self)(self.revision, release, tuple(round(score * _SCORE_STEPS) for score in scores))
+        steps = tuple(round(score * _SCORE_STEPS) for score in scores)
+        return type(self)(self.revision, release, steps, scored_revision=self.revision)
 
     def expecting(self, release: int) -> Self:
         """Return what to write before the profile that `release` is about to score goes out.

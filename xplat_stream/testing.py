@@ -26,6 +26,7 @@ from xplat_stream.event import Event, Millis, Object, UserId
 from xplat_stream.profile import TaxonomyRef
 from xplat_stream.serving.features import HeadInputs, TextFeatures
 from xplat_stream.serving.releases import Golden, Manifest, Release
+from xplat_stream.serving.sensitivity import CurvePoint, Estimator, Sensitivity
 from xplat_stream.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
@@ -87,8 +88,13 @@ def make_release(  # noqa: PLR0913 - what a release is made of
     width: int = 8,
     max_tokens: int = 16,
     max_events: int = 64,
+    margin: float | None = None,
 ) -> Release:
-    """Return a release held in memory, with a tokenizer of single words. `labels` empty: the shipped taxonomy's."""
+    """Return a release held in memory, with a tokenizer of single words. `labels` empty: the shipped taxonomy's.
+
+    `margin`: it expects events to move nothing, and scoring waits while the labels on top lead by so many logits; None:
+    every update is scored.
+    """
     taxonomy = load_taxonomy()
     manifest = Manifest(
         release=number,
@@ -103,8 +109,17 @@ def make_release(  # noqa: PLR0913 - what a release is made of
         base="test",
         files={},
         golden=Golden([], [], [], [], [], [], []),
+        sensitivity=None if margin is None else _unmoved(margin, width, len(labels or taxonomy), len(platforms)),
     )
     return Release(manifest, TextFeatures(_tokenizer(), max_tokens=max_tokens))
+
+
+def _unmoved(margin: float, width: int, labels: int, platforms: int) -> Sensitivity:
+    names = np.zeros((width + 1, labels), np.float32).tobytes()
+    blank = Estimator(Sensitivity(names, b"", 20, ()), platforms=platforms, width=width, labels=labels)
+    nothing = blank.sums(HeadInputs(np.zeros((1, 1, width), np.float16), *_NO_EVENTS))
+    weights = np.zeros((blank.features(nothing).shape[1], labels), np.float16).tobytes()
+    return Sensitivity(names, weights, 20, (CurvePoint(margin, 0.8, 0.0, 0.005),))
 
 
 def _tokenizer() -> Tokenizer:

@@ -281,13 +281,13 @@ class Overwriting(DiskStore):
 class Sparing(SteppedPipeline):
     """Writes no record of a window that did not change."""
 
-    def fold(self, store: Any, admitted: Any, release: Any) -> Any:
+    def fold(self, store: Any, partition: Any, admitted: Any, release: Any) -> Any:
         before = {user_id: store.user(user_id).window for user_id in admitted.additions}
-        repaired = super().fold(store, admitted, release)
+        found = super().fold(store, partition, admitted, release)
         for user_id, window in before.items():
             if store.user(user_id).window == window:
                 store._dirty.pop(user_key(user_id), None)
-        return repaired
+        return found
 
 
 class Ahead(Worker):

@@ -13,6 +13,7 @@ import pytest
 
 from streams.lanes import Lanes
 from streams.pipeline import Admitted
+from streams.postponed import Postponed
 from streams.recovery import Recovery
 from streams.store import PartitionStore
 from streams.suspects import Suspects
@@ -21,8 +22,9 @@ from xplat_stream.errors import DeliveryError
 from xplat_stream.event import UserId
 from xplat_stream.metrics import Metrics
 from xplat_stream.serving.texts import TextVectors
-from xplat_stream.settings import Settings, WorkerSettings
+from xplat_stream.settings import ScoreSettings, Settings, WorkerSettings
 from xplat_stream.state import Publication, UserState
+from xplat_stream.taxonomy import load_taxonomy
 from xplat_stream.testing import FakeScorer
 from xplat_stream.window import BehaviorWindow, WindowSpec
 
@@ -64,6 +66,7 @@ class FakePipeline:
         self.fault: Exception | None = None
         self.poison: int | None = None
         self.release: SimpleNamespace | None = None
+        self.postponed = Postponed(ScoreSettings(), load_taxonomy())
 
     async def handle(
         self, store: PartitionStore, partition: int, records: list[Any], *, condemned: bool = False
@@ -476,3 +479,25 @@ def test_metrics_are_written_whole(tmp_path: Path) -> None:
     metrics.write(tmp_path / "new")
     assert msgspec.to_builtins(read_metrics(tmp_path / "new")) == msgspec.to_builtins(metrics)
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["metrics.json"]
+
+
+async def test_who_waits_is_scored_when_the_limit_comes_and_not_before(owned: Callable[..., Lanes]) -> None:
+    """Pending in the state like the degraded; those are scored at once, the others by a lane that is idle by then."""
+    now = 0.0
+    pipeline = FakePipeline()
+    pipeline.postponed = Postponed(ScoreSettings(stale_s=60), load_taxonomy(), clock=lambda: now)
+    lanes = owned(pipeline)
+    await lanes.take_over([0])
+    (store,) = lanes.stores
+    waits, degraded = UserId("waits"), UserId("degraded")
+    for user in (waits, degraded):
+        store.put_user(user, UserState(BehaviorWindow(store.spec), Publication(revision=1, pending=True)))
+    store.write()
+    pipeline.postponed._waiting[0] = {waits: (60.0, 0.5)}
+    await lanes.put(FakeEvent(1))
+    await until(lambda: [degraded] in pipeline.rescored)
+    assert all(waits not in users for users in pipeline.rescored)
+    now = 60.0
+    await until(lambda: [waits] in pipeline.rescored)
+    assert store.pending(limit=9) == []
+    await lanes.let_go()

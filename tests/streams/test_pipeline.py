@@ -234,6 +234,32 @@ async def test_a_text_is_encoded_once(bench: Bench) -> None:
     assert [call.size for call in bench.scorer.calls if call.kind == "encode"] == [1]
 
 
+async def test_a_text_the_encoder_has_to_read_holds_up_nobody_else(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one chunk, profiles whose texts are known are out before the encoder is asked for the others."""
+    bench.pipeline.release = make_release()
+    known, new = (user_on(bench.partition, number) for number in range(2))
+    for user in (known, new):
+        await bench.handle(bench.record(make_event(user_id=user, object_title="film", object_id="a")))
+    published: list[list[str]] = []
+    encode = bench.scorer.encode
+
+    async def noted(*asked: Any) -> list[bytes]:
+        published.append([one.data.user_id for one in bench.profiles()[2:]])
+        return await encode(*asked)
+
+    monkeypatch.setattr(bench.scorer, "encode", noted)
+    await bench.handle(
+        bench.record(make_event(user_id=new, object_title="coffee")),
+        bench.record(make_event(user_id=known, object_title="film", object_id="a")),
+    )
+
+    assert published == [[known]]
+    assert [(one.data.user_id, one.data.status) for one in bench.profiles()[2:]] == [(known, "fresh"), (new, "fresh")]
+    assert bench.metrics.chunks == 3
+
+
 @pytest.mark.parametrize("faulty", ["encoder", "head"])
 @pytest.mark.parametrize("script", ["reject_next", "fail_next"])
 async def test_while_the_model_fails_profiles_are_degraded(bench: Bench, faulty: str, script: str) -> None:

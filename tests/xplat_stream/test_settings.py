@@ -38,6 +38,7 @@ def test_the_defaults_are_pinned(tmp_path: Path) -> None:
         },
         "triton": {"url": "127.0.0.1:8001", "deadline_s": 10.0, "encoder_batch": 8, "head_batch": 64},
         "model": {"repository": "model_repo", "taxonomy": "", "max_interests": 10, "sensitive_purpose": ""},
+        "score": {"tolerance": 0.01, "stale_s": 60.0, "stale_events": 20},
         "trainer": {
             "look_every_s": 30.0,
             "least_events": 5_000,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TOKEN_BUCKETS: Final = (8, 16, 32, 64)
 """Padded text lengths in tokens: Triton joins only requests of equal shape, and padding costs compute."""
 
-EVENT_BUCKETS: Final = (8, 16, 32, 64, 128, 256)
+EVENT_BUCKETS: Final = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Padded window lengths in events."""
 
 _HOUR_MS: Final = 3_600_000.0

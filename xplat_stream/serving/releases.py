@@ -33,6 +33,7 @@ from xplat_stream.errors import ReleaseError
 from xplat_stream.failpoints import reached
 from xplat_stream.profile import ModelRef, TaxonomyRef
 from xplat_stream.serving.features import TextFeatures
+from xplat_stream.serving.sensitivity import Sensitivity
 from xplat_stream.serving.signing import is_signed
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class Manifest(msgspec.Struct, frozen=True):
     """The trainer's git commit, with ``-dirty`` where files differed from it; empty where it ran from no checkout."""
     calibration: dict[str, float] = {}
     """What was fitted on the tuning users after the training: `temperature`, and the `linear` branch's share."""
+    sensitivity: Sensitivity | None = None
+    """How far events move its scores, so that scoring can wait; None: every update is scored."""
 
 
 class Release:

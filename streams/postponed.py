@@ -1,0 +1,254 @@
+"""Users whose scoring can wait, because the new events cannot move what is published beyond the tolerance.
+
+A user who waits has a new profile already, with the new window and the scores of an earlier one, marked ``stale``; and
+is marked pending in the state, so that a restart, a rebalance or a lost host scores them at once: what is known here is
+in memory alone. Everybody is scored before the staleness limit, by time and by number of events, whatever is expected;
+whoever is expected to change most goes first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from xplat_stream.event import ACTION_INDEX, hash_text
+from xplat_stream.serving.sensitivity import Additions, Estimator, leads, logits_of, tops
+from xplat_stream.window import event_of, occurred_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from xplat_stream.event import Millis, TextHash, UserId
+    from xplat_stream.serving.features import HeadInputs
+    from xplat_stream.serving.releases import Release
+    from xplat_stream.settings import ScoreSettings
+    from xplat_stream.state import UserState
+    from xplat_stream.taxonomy import Taxonomy
+    from xplat_stream.window import Row, WindowEvent
+
+_KNOWN: Final = 20_000
+"""Users whose sums are held, those touched last: 4 kB each. Of the others nothing is expected, so they are scored."""
+
+_AT_ONCE: Final = 8
+"""More new events than this in one chunk are scored without looking."""
+
+_HOUR_MS: Final = 3_600_000
+_NO_TEXT: Final = hash_text("")
+_AHEAD_S: Final = 2.0
+"""So much before the limit scoring is due: a lane looks once a second, and scoring takes a moment."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """One user since the last scoring."""
+
+    sums: NDArray[np.float32]  # (kinds, columns)
+    base: NDArray[np.float32]  # (labels,), the logits last scored minus what the map says of that window
+    top: NDArray[np.bool_]  # (labels,)
+    end: Millis
+    revision: int
+    """Which was scored: where another one was published since, this is not about what consumers see."""
+    since: int = 0
+    """Events not scored."""
+
+
+class _Looked(NamedTuple):
+    """What a user did."""
+
+    events: list[tuple[WindowEvent, int]]
+    """By time, each with how many of the window before are newer."""
+    kept: float
+    """How much of the window has not fallen out."""
+
+
+class Postponed:
+    """Who waits, until when, and what is known of everybody. One instance serves all partitions of a worker."""
+
+    def __init__(
+        self, settings: ScoreSettings, taxonomy: Taxonomy, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._settings = settings
+        self._published = [place for place, label in enumerate(taxonomy.labels) if not label.sensitive]
+        self._clock = clock
+        self._waiting: dict[int, dict[UserId, tuple[float, float]]] = {}
+        self._known: OrderedDict[UserId, _Known] = OrderedDict()
+        self._release = 0
+        self._estimator: Estimator | None = None
+        self._platforms: dict[str, int] = {}
+        self._width = 0
+        self._margin = 0.0
+        self._most_events = 0
+
+    def count(self, partition: int) -> int:
+        """Return how many users of a partition wait."""
+        return len(self._waiting.get(partition, ()))
+
+    def waits(self, partition: int, user_id: UserId) -> bool:
+        """Tell whether a user waits here, and is not to be scored before that is due."""
+        return user_id in self._waiting.get(partition, ())
+
+    def due(self, partition: int, *, most: int) -> list[UserId]:
+        """Take users out whose limit has come, those that are expected to change most first, at most `most`."""
+        waiting = self._waiting.get(partition)
+        if not waiting:
+            return []
+        now = self._clock()
+        over = []
+        for user_id, (due_at, lead) in waiting.items():  # in the order in which they began to wait
+            if due_at > now:
+                break
+            over.append((lead, user_id))
+        users = [user_id for _, user_id in sorted(over)[:most]]
+        for user_id in users:
+            del waiting[user_id]
+        return users
+
+    def forget(self, partition: int) -> None:
+        """Forget who waits: the partition is another worker's, or is opened anew."""
+        self._waiting.pop(partition, None)
+
+    def choose(
+        self,
+        release: Release | None,
+        partition: int,
+        vectors: Mapping[TextHash, bytes],
+        users: Mapping[UserId, tuple[UserState, UserState, Sequence[tuple[str, Row]]]],
+    ) -> set[UserId]:
+        """Return those of the users who can wait. `users`: each with the state before, the new one and the new rows.
+
+        Nobody is chosen whose text the encoder has not seen, or of whom nothing is known since the last scoring.
+        """
+        self._use(release)
+        estimator = self._estimator
+        looked_at = {} if estimator is None else self._looked_at(users, vectors)
+        waiting = self._waiting.setdefault(partition, {})
+        chosen: set[UserId] = set()
+        if estimator is not None and looked_at:
+            for user_id, lead in self._expected(estimator, looked_at, vectors).items():
+                known = self._known[user_id]
+                if lead > self._margin * known.since**0.5:
+                    chosen.add(user_id)
+                    due_at = waiting[user_id][0] if user_id in waiting else self._due_at()
+                    waiting[user_id] = due_at, lead
+        for user_id in users.keys() - chosen:
+            waiting.pop(user_id, None)
+            self._known.pop(user_id, None)
+        return chosen
+
+    def scored(
+        self, release: Release, users: Iterable[tuple[UserId, UserState]], inputs: HeadInputs, scores: NDArray[Any]
+    ) -> None:
+        """Take in what the head said of users, with the revision that it is of: from here on change is counted."""
+        self._use(release)
+        if self._estimator is None:
+            return
+        sums = self._estimator.sums(inputs)
+        logits = logits_of(scores)
+        base = logits - self._estimator.logits(sums)
+        top = tops(logits, self._published)
+        for row, (user_id, state) in enumerate(users):
+            self._known[user_id] = _Known(
+                sums[row].copy(), base[row].copy(), top[row].copy(), state.window.end, state.publication.revision
+            )
+            self._known.move_to_end(user_id)
+        while len(self._known) > _KNOWN:
+            self._known.popitem(last=False)
+
+    def _use(self, release: Release | None) -> None:
+        number = release.number if release is not None else 0
+        if number == self._release:
+            return
+        self._release, self._estimator = number, None
+        self._known.clear()
+        manifest = release.manifest if release is not None else None
+        if manifest is None or manifest.sensitivity is None:
+            return
+        sensitivity = manifest.sensitivity
+        margin = sensitivity.margin(self._settings.tolerance)
+        if margin is None:
+            return
+        self._estimator = Estimator(
+            sensitivity, platforms=len(manifest.platforms), width=manifest.width, labels=len(manifest.labels)
+        )
+        self._platforms = {platform: number for number, platform in enumerate(manifest.platforms, 1)}
+        self._width = manifest.width
+        self._margin = margin
+        self._most_events = min(self._settings.stale_events, sensitivity.most_events)
+
+    def _due_at(self) -> float:
+        return self._clock() + max(self._settings.stale_s / 2, self._settings.stale_s - _AHEAD_S)
+
+    def _looked_at(
+        self,
+        users: Mapping[UserId, tuple[UserState, UserState, Sequence[tuple[str, Row]]]],
+        vectors: Mapping[TextHash, bytes],
+    ) -> dict[UserId, _Looked]:
+        """Return the users whose change can be told, with their new events by time and how much of the window stays."""
+        found = {}
+        for user_id, (before, state, rows) in users.items():
+            known = self._known.get(user_id)
+            if (
+                known is None
+                or len(rows) > _AT_ONCE
+                or known.since + len(rows) >= self._most_events
+                or known.end != before.window.end
+                or known.revision != before.publication.scored_revision
+            ):
+                continue
+            events = sorted((event_of(*row) for row in rows), key=lambda event: event.occurred_at)
+            grown = len(state.window) - len(before.window)
+            # What is newer than all there was is new for sure; of what is older, only where nothing fell out.
+            new = grown == len(rows) or events[0].occurred_at > known.end
+            if new and all(event.text_hash in vectors or event.text_hash == _NO_TEXT for event in events):
+                kept = len(state.window) / (len(before.window) + len(rows))
+                times = (
+                    [occurred_at(row) for _, row in before.window.rows()] if events[0].occurred_at <= known.end else []
+                )
+                found[user_id] = _Looked(
+                    [(event, sum(at > event.occurred_at for at in times)) for event in events], kept
+                )
+        return found
+
+    def _expected(
+        self,
+        estimator: Estimator,
+        looked_at: Mapping[UserId, _Looked],
+        vectors: Mapping[TextHash, bytes],
+    ) -> dict[UserId, float]:
+        """Bring the sums up to date; return by how many logits each user's published labels are expected to lead."""
+        users = list(looked_at)
+        known = [self._known[user_id] for user_id in users]
+        sums = np.stack([one.sums for one in known])
+        round_, nothing = 0, bytes(2 * self._width)
+        while inside := [row for row, user_id in enumerate(users) if len(looked_at[user_id].events) > round_]:
+            new = [looked_at[users[row]].events[round_] for row in inside]
+            packed = b"".join([vectors.get(event.text_hash, nothing) for event, _ in new])
+            since_ms = [event.occurred_at - known[row].end for row, (event, _) in zip(inside, new, strict=True)]
+            hours = np.array(since_ms, np.float32) / _HOUR_MS
+            added = Additions(
+                np.frombuffer(packed, np.float16).reshape(-1, self._width).astype(np.float32),
+                np.array([self._platforms.get(event.platform, 0) for event, _ in new], np.int32),
+                np.array([ACTION_INDEX[event.action] + 1 for event, _ in new], np.int32),
+                np.maximum(hours, 0),
+                np.maximum(-hours, 0),
+                np.array([newer for _, newer in new], np.float32),
+            )
+            sums[inside] = estimator.advance(sums[inside], added)
+            for row, (event, _) in zip(inside, new, strict=True):
+                known[row].end = max(known[row].end, event.occurred_at)
+                known[row].since += 1
+            round_ += 1
+        kept = np.array([looked_at[user_id].kept for user_id in users], np.float32)
+        if (kept < 1).any():
+            sums = estimator.shrink(sums, kept)
+        logits = np.stack([one.base for one in known]) + estimator.logits(sums)
+        lead = leads(logits, np.stack([one.top for one in known]), self._published)
+        for row, one in enumerate(known):
+            one.sums = sums[row].copy()
+        return dict(zip(users, lead.tolist(), strict=True))

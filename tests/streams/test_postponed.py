@@ -1,0 +1,161 @@
+"""Scoring that waits: who may wait, what is published meanwhile, and that the limit holds whatever happens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from streams.pipeline import Pipeline
+from streams.postponed import Postponed
+from xplat_stream.event import UserId
+from xplat_stream.settings import ScoreSettings
+from xplat_stream.taxonomy import load_taxonomy
+from xplat_stream.testing import make_event, make_release
+
+if TYPE_CHECKING:
+    from tests.streams.conftest import Bench
+
+USER = UserId("user-1")
+SETTINGS = ScoreSettings(tolerance=0.01, stale_s=60, stale_events=4)
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+@pytest.fixture
+def clock(bench: Bench) -> Clock:
+    """Return the clock by which limits are told; the user has been scored with one event."""
+    made = Clock()
+    bench.pipeline.postponed = Postponed(SETTINGS, load_taxonomy(), clock=made)
+    bench.pipeline.release = make_release(margin=-1e9)
+    return made
+
+
+async def act(bench: Bench, title: str = "film", **fields: Any) -> None:
+    """Let the user do something."""
+    await bench.handle(bench.record(make_event(user_id=USER, object_title=title, **fields)))
+
+
+def head_calls(bench: Bench) -> int:
+    """Return how often the head was asked."""
+    return sum(call.kind == "score" for call in bench.scorer.calls)
+
+
+async def test_what_cannot_move_the_top_labels_is_published_with_the_last_scores(bench: Bench, clock: Clock) -> None:
+    """A new window, the old scores, which window they are of; pending, and due only at the limit."""
+    await act(bench)
+    await act(bench)
+    first, stale = (one.data for one in bench.profiles())
+
+    assert head_calls(bench) == 1
+    assert (first.status, first.revision, first.scored_revision) == ("fresh", 1, 1)
+    assert (stale.status, stale.revision, stale.scored_revision) == ("stale", 2, 1)
+    assert (stale.window.events, stale.model) == (2, first.model)
+    assert [(one.id, round(one.score, 3)) for one in stale.interests] == [
+        (one.id, round(one.score, 3)) for one in first.interests
+    ]
+    assert bench.store.pending(limit=9) == [USER]
+    assert bench.pipeline.postponed.due(bench.partition, most=9) == []
+    clock.now = SETTINGS.stale_s
+    assert bench.pipeline.postponed.due(bench.partition, most=9) == [USER]
+    await bench.pipeline.rescore(bench.store, bench.partition, [USER])
+    again = bench.profiles()[-1].data
+    assert (again.status, again.revision, again.scored_revision) == ("fresh", 3, 3)
+    assert bench.store.pending(limit=9) == []
+
+
+async def test_so_many_events_are_scored_whatever_is_expected(bench: Bench, clock: Clock) -> None:
+    """The event that reaches the limit is scored, and the count begins again."""
+    for _ in range(2 * SETTINGS.stale_events + 1):
+        await act(bench)
+
+    wait = ["stale"] * (SETTINGS.stale_events - 1)
+    assert [one.data.status for one in bench.profiles()] == ["fresh", *wait, "fresh", *wait, "fresh"]
+    assert bench.store.pending(limit=9) == []
+    assert bench.pipeline.postponed.count(bench.partition) == 0
+    assert clock.now == 0
+
+
+async def test_a_text_not_seen_before_is_scored_at_once(bench: Bench, clock: Clock) -> None:
+    """It may say anything."""
+    await act(bench)
+    await act(bench, title="a film nobody saw before")
+
+    assert [one.data.status for one in bench.profiles()] == ["fresh", "fresh"]
+    assert clock.now == 0
+
+
+async def test_an_event_out_of_order_can_wait_and_one_that_comes_twice_cannot(bench: Bench, clock: Clock) -> None:
+    """Of a repaired past it can be told how much it moves; of an event that the window held already, nothing moved."""
+    first = make_event(user_id=USER, object_title="film")
+    await bench.handle(bench.record(first))
+    await act(bench, occurred_at=first.occurred_at - 1000)
+    await bench.handle(bench.record(first))
+
+    assert [(one.data.status, one.data.cause) for one in bench.profiles()] == [
+        ("fresh", "behavior"),
+        ("stale", "late"),
+        ("fresh", "behavior"),
+    ]
+    assert clock.now == 0
+
+
+async def test_labels_that_lie_too_near_are_scored_at_once(bench: Bench, clock: Clock) -> None:
+    """Where the margin that the tolerance asks for is not kept, nothing waits; nor under a release without one."""
+    bench.pipeline.release = make_release(2, margin=1e9)
+    for _ in range(3):
+        await act(bench)
+    bench.pipeline.release = make_release(3)
+    for _ in range(3):
+        await act(bench)
+
+    assert {one.data.status for one in bench.profiles()} == {"fresh"}
+    assert clock.now == 0
+
+
+async def test_a_restart_loses_nobody_who_waits(bench: Bench, clock: Clock) -> None:
+    """What is expected is forgotten, who is pending is not: they are scored at once, by their next event or without."""
+    await act(bench)
+    await act(bench)
+    bench.store.close()
+    bench.store = type(bench.store)(bench.store.path, bench.spec, cached_users=10)
+    pipeline = bench.pipeline
+    pipeline.postponed = Postponed(SETTINGS, load_taxonomy(), clock=clock)
+
+    assert bench.store.has_pending
+    assert bench.store.pending(limit=9) == [USER]
+    assert not pipeline.postponed.waits(bench.partition, USER)
+    assert await pipeline.rescore(bench.store, bench.partition, [USER]) == 1
+    assert bench.profiles()[-1].data.status == "fresh"
+
+
+async def test_an_event_that_is_scored_ends_the_waiting(bench: Bench, clock: Clock) -> None:
+    """Nobody is scored at the limit who was scored meanwhile."""
+    await act(bench)
+    await act(bench)
+    await act(bench, title="something else")
+    clock.now = 1e6
+
+    assert bench.pipeline.postponed.due(bench.partition, most=9) == []
+
+
+def test_who_is_expected_to_change_most_goes_first(clock: Clock, bench: Bench) -> None:
+    """Of those whose limit has come: by the lead of their labels on top, and nobody is dropped."""
+    postponed = bench.pipeline.postponed
+    postponed._waiting[0] = {UserId("far"): (1.0, 0.9), UserId("near"): (2.0, 0.1), UserId("later"): (9.0, 0.0)}
+    clock.now = 5.0
+
+    assert postponed.due(0, most=1) == ["near"]
+    assert postponed.due(0, most=9) == ["far"]
+    clock.now = 10.0
+    assert postponed.due(0, most=9) == ["later"]
+    assert isinstance(bench.pipeline, Pipeline)
