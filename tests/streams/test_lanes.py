@@ -66,6 +66,7 @@ class FakePipeline:
         self.fault: Exception | None = None
         self.poison: int | None = None
         self.release: SimpleNamespace | None = None
+        self.withdrawn = 0
         self.postponed = Postponed(ScoreSettings(), load_taxonomy())
 
     async def handle(

@@ -120,14 +120,14 @@ async def test_a_text_that_comes_later_is_found(bench: Bench) -> None:
 
 
 async def test_the_budget_holds(bench: Bench) -> None:
-    """In a second no more texts are encoded than that, all partitions together."""
+    """In a second no more texts are encoded than that and a second's that was saved, all partitions together."""
     for number in range(200):
         bench.put(f"user-{number}", f"text {number}")
     bench.warmer.aim(ACTIVE, COMING)
     await bench.go(8, each_s=0.0)
     before = sum(call.size for call in bench.scorer.calls)
     await bench.go(100, each_s=0.01)
-    assert 0 < sum(call.size for call in bench.scorer.calls) - before <= 64
+    assert 0 < sum(call.size for call in bench.scorer.calls) - before <= 64 + 64
     assert 0.0 <= bench.warming.wait_s() <= 1.0
 
 
