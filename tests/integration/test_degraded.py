@@ -46,24 +46,24 @@ def test_while_triton_answers_nothing_windows_go_on(
     """Profiles are degraded and exact; when it answers again every one is scored, and revisions only grow."""
     release = publish_release()
     worker = start_worker(impatient(group)).ready()
-    publish(group, made_events(30, 3, seed=300))
+    publish(group, made_events(30, 3, seed=320))
     assert_exact(group)
     with silenced_triton(group):
-        publish(group, made_events(60, 3, seed=301, name="300"))
+        publish(group, made_events(60, 3, seed=321, name="320"))
         verdict = assert_exact(group)
         assert verdict.users >= 60
-        during = last_profiles(group, "300-")
+        during = last_profiles(group, "320-")
         assert {profile.status for profile in during.values()} == {"degraded"}
         assert all(bool(during[user].interests) == (int(user.split("-")[1]) < 30) for user in during)
     worker.until(lambda: worker.metrics.rescored >= 60, "score again")
-    after = last_profiles(group, "300-")
+    after = last_profiles(group, "320-")
     assert {(one.status, one.model.release, len(one.interests)) for one in after.values()} == {
         ("fresh", release.number, group.model.max_interests)
     }
     assert_exact(group)
     revisions = defaultdict(list)
     for record in profiles(group):
-        if not record.data.user_id.startswith("300-"):
+        if not record.data.user_id.startswith("320-"):
             continue  # other groups published other people's
         revisions[record.data.user_id].append(record.data.revision)
     assert all(found == sorted(found) for found in revisions.values())

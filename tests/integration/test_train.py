@@ -93,6 +93,7 @@ def test_from_the_log_to_profiles_that_know_people(
     worker = start_worker(own).ready()
     assert wait_until_caught_up(own, timeout_s=90), worker.words()
     second = train(own, msgspec.structs.replace(QUICK, head_only=True))
+    assert second.promoted, second.verdict
     worker.until(lambda: worker.metrics.release == second.release, "switch to the second release")
     simulate(own, population, rate_per_s=100, seconds=3)
     assert wait_until_caught_up(own, timeout_s=60), worker.words()
