@@ -24,7 +24,7 @@ from xplat_stream.kafka.topics import create_topics
 from xplat_stream.population import Population
 from xplat_stream.replay import replay
 from xplat_stream.serving import ModelRepository, TritonScorer
-from xplat_stream.settings import KafkaSettings, LocalSettings, ModelSettings, WorkerSettings
+from xplat_stream.settings import KafkaSettings, LocalSettings, ModelSettings, ReleaseSettings, WorkerSettings
 from xplat_stream.simulate import simulate
 from xplat_stream.taxonomy import load_taxonomy
 from xplat_stream.verify import verify, wait_until_caught_up
@@ -49,6 +49,7 @@ def own(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         stack,
         local=LocalSettings(home=str(folder / "home")),
         worker=WorkerSettings(app="train", datadir=str(folder / "worker")),
+        release=ReleaseSettings(max_p99_ms=60_000),  # how busy this machine is is no matter here
     )
     state = local.up(settings, report=lambda _: None, external_triton=stack.triton.url)
     try:
