@@ -74,6 +74,7 @@ class ReleaseSwitch:
         self._warmer = warmer
         self._stores = stores
         self._metrics = metrics
+        self._complaint = ""
 
     async def start(self) -> None:
         """Take up the release that is active now, if there is one.
@@ -138,7 +139,10 @@ class ReleaseSwitch:
             self._pipeline.withdrawn = announcement.rolled_back
             await self._accompany(announcement)
         except TritonUnavailable as error:
-            log.warning("%s is not taken up yet, %d stays for now: %s", name, held, error)
+            complaint = f"{name} is not taken up yet, {held} stays for now: {error}"
+            if complaint != self._complaint:  # once, however often it is tried again
+                log.warning("%s", complaint)
+            self._complaint = complaint
             return False
         except XplatError as error:
             log.error("%s is not taken up, %d stays: %s", name, held, error)  # noqa: TRY400 - one line
@@ -150,7 +154,7 @@ class ReleaseSwitch:
         release = await asyncio.to_thread(self._load, announcement.release)
         await self._scorer.require_ready()
         if not await self._scorer.is_ready(release):
-            raise ReleaseError(
+            raise TritonUnavailable(  # one that was started again has not yet, but may soon
                 f"Triton has not loaded release {release.number}",
                 where=self._settings.triton.url,
                 expected=f"encoder {release.encoder} and head {release.number} READY",

@@ -95,7 +95,7 @@ def make_published(
     digest = repository_digest(head)
     manifest = msgspec.structs.replace(manifest, files={**files, f"{HEAD}/{number}/{MODEL_FILE}": digest})
     repository.place(HEAD, number, {MODEL_FILE: head, MANIFEST_FILE: msgspec.json.encode(manifest)})
-    asyncio.run(_loaded(settings, number, encoder, load=load, check=load and not golden_off))
+    asyncio.run(load_release(settings, number, encoder, load=load, check=load and not golden_off))
     if announce:
         announce_release(settings, number, encoder)
     return Published(number, encoder)
@@ -138,7 +138,8 @@ def _with_own_answers(candidate: Candidate) -> Candidate:
     return candidate._replace(golden=msgspec.structs.replace(golden, scores=scores.tolist()))
 
 
-async def _loaded(settings: Settings, number: int, encoder: int, *, load: bool, check: bool) -> None:
+async def load_release(settings: Settings, number: int, encoder: int, *, load: bool = True, check: bool = True) -> None:
+    """Have Triton load both models of a release, and ask its golden requests."""
     async with TritonScorer(settings.triton) as scorer:
         if load:
             await scorer.load(ENCODER, encoder)
