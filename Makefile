@@ -18,10 +18,10 @@ PEERS ?= all
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile
 CHAOS = $(BIN)/python -m tests.chaos $(1) $(if $(SEED),--seed $(SEED))
 
-.PHONY: help setup lint test chaos fresh-groups soak release-faults faults fuzz demo up down evaluate bench lock clean
+.PHONY: help setup lint test chaos fresh-groups soak release-faults faults fuzz demo up down evaluate bench bench-quick lock clean
 
 help: ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make the virtual environment from the hashed lock file (Python 3.11 or 3.12, Linux x86-64)
 
@@ -77,8 +77,11 @@ evaluate: $(READY) ## Measure the model beside baselines on a recorded log (DATA
 	$(BIN)/xplat evaluate --dataset $(DATA) --labels $(LABELS) --target "$(TARGET)" --source "$(SOURCE)" \
 	  --rank "$(RANK)" --report $(REPORT) --plant-harmful --json
 
-bench: $(READY) ## Measure this machine beside its peers (EVENTS=2000000 PEERS=all); tables and plots in .xplat/bench
-	OMP_NUM_THREADS=1 $(BIN)/xplat bench all --events $(EVENTS) --peers $(PEERS) --report .xplat/bench --json
+bench: $(READY) ## Measure this machine beside its peers (EVENTS=2000000 PEERS=all MODELS=folder); tables and plots in .xplat/bench
+	OMP_NUM_THREADS=1 $(BIN)/xplat bench all --events $(EVENTS) --peers $(PEERS) --report .xplat/bench $(if $(MODELS),--models $(MODELS)) --json
+
+bench-quick: $(READY) ## Say in three minutes which stage became slower than benchmarks/baseline.json, as ratios within this run
+	OMP_NUM_THREADS=1 $(BIN)/xplat bench quick --json
 
 lock: $(READY) ## Resolve the lock files again
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-build requirements/uv.in -o requirements/uv.txt

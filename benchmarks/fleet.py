@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -16,6 +17,7 @@ from xplat_stream.errors import StackError
 from xplat_stream.local.record import read_stack
 from xplat_stream.metrics import Metrics, read_metrics
 from xplat_stream.serving.releases import ENCODER, HEAD
+from xplat_stream.verify import wait_until_caught_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -64,6 +66,7 @@ class Fleet:
         self._environment = {
             "XPLAT_LOCAL__HOME": str(home),
             "XPLAT_PLATFORMS": ",".join(settings.platforms),
+            "XPLAT_KAFKA__PARTITIONS": str(settings.kafka.partitions),
             "XPLAT_MODEL__REPOSITORY": settings.model.repository,
             "XPLAT_WORKER__CHUNK_EVENTS": str(chunk_events),
         }
@@ -97,6 +100,12 @@ class Fleet:
     def metrics(self) -> list[Metrics]:
         """Return what each running worker has counted."""
         return [read_metrics(self._folder(number)) for number in self._workers]
+
+    @property
+    def owns_all(self) -> bool:
+        """Whether every worker has partitions, and all together have each of them once."""
+        owned = [one.partitions for one in self.metrics()]
+        return all(owned) and sorted(chain(*owned)) == list(range(self._settings.kafka.partitions))
 
     def total(self, name: str) -> int:
         """Return a counter, all workers together."""
@@ -162,6 +171,17 @@ def calls_between(before: Totals, after: Totals) -> dict[str, ModelCalls]:
         each = 1000 * max(1.0, calls)
         found[model] = ModelCalls(int(calls), int(rows), queue_ns / each, compute_ns / each)
     return found
+
+
+def caught_up(settings: Settings) -> None:
+    """Wait until the whole log is read. Raises `StackError`."""
+    if not wait_until_caught_up(settings, timeout_s=_PATIENCE_S):
+        raise StackError(
+            f"the workers did not catch up within {_PATIENCE_S:.0f} s",
+            where=settings.kafka.bootstrap,
+            expected="every event read",
+            fix="Measure with a lower --rate.",
+        )
 
 
 def cpu_of(pids: Iterable[int]) -> float:

@@ -94,6 +94,7 @@ class FoldResult(msgspec.Struct, frozen=True):
         return {
             "fold_per_s": ours.events_per_s,
             "fold_cpu_us": ours.cpu_us,
+            "event_bytes": self.value_bytes,
             **{
                 f"fold_vs_{name.replace('-', '_')}": round(ours.events_per_cpu_s / speed[name], 2)
                 if name in speed

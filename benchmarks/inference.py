@@ -16,7 +16,6 @@ that does other things meanwhile it says more than the clock does, so the rates 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,13 +26,12 @@ import msgspec
 import numpy as np
 
 from benchmarks.disagreement import disagreement
-from benchmarks.fleet import Fleet, ModelCalls, calls_between
+from benchmarks.fleet import Fleet, ModelCalls, calls_between, caught_up
 from benchmarks.freshness import ends, keep_the_brokers_time, profiles_between, seen_between
 from benchmarks.releases import train_models
 from benchmarks.stack import private_stack
-from benchmarks.traffic import Traffic, keep_up, write
+from benchmarks.traffic import Traffic, load, write
 from xplat_stream.catalogue import PLATFORMS
-from xplat_stream.errors import StackError
 from xplat_stream.event import Event, TextHash, hash_text, item_text
 from xplat_stream.kafka.log import read_behavior
 from xplat_stream.kafka.topics import create_topics
@@ -44,11 +42,12 @@ from xplat_stream.serving.releases import ModelRepository
 from xplat_stream.serving.sensitivity import CurvePoint
 from xplat_stream.serving.triton import TritonScorer
 from xplat_stream.settings import Settings, load_settings
-from xplat_stream.verify import verify, wait_until_caught_up
+from xplat_stream.verify import verify
 from xplat_stream.window import BehaviorWindow, Row, WindowSpec, row_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
 PARTS: Final = ("rates", "reencoding", "freshness", "swap", "loss", "backlog", "hot", "zipf")
 HIT_RATES: Final = (1.0, 0.999, 0.99, 0.98, 0.95, 0.9, 0.5, 0.0)
@@ -62,7 +61,6 @@ _ZIPF: Final = 1.2
 _MISS_US: Final = 6000
 _HIT_US: Final = 250
 _WINDOW_MS: Final = 20 * 86_400_000
-_PATIENCE_S: Final = 240.0
 _FUSED_WINDOWS: Final = 48
 _LONGEST_S: Final = 60.0
 
@@ -134,6 +132,23 @@ class InferenceBench(msgspec.Struct, frozen=True):
     freshness: dict[str, Freshness] = {}
     """By part."""
 
+    def figures(self) -> dict[str, float | bool | None]:
+        """Return the headline figures."""
+        text_us, score_us, update_us = unit_costs(self.rates.values())
+        return {
+            "updates_per_s": self.updates_per_s,
+            "updates_per_2_cores": self.updates_per_2_cores,
+            "hit_rate": self.hit_rate,
+            "vs_reencoding": self.vs_reencoding,
+            "p50_ms": self.p50_ms,
+            "p99_ms": self.p99_ms,
+            "calls_saved": self.calls_saved,
+            "disagreement": self.disagreement,
+            "update_cpu_us": update_us,
+            "score_cpu_us": score_us,
+            "text_cpu_us": text_us,
+        }
+
 
 class Choices(msgspec.Struct, frozen=True):
     """What to run, how large."""
@@ -170,7 +185,7 @@ def bench_inference(choices: Choices, report: Callable[[str], None]) -> Inferenc
         fleet = Fleet(settings, home, choices.workers, chunk_events=together)
         try:
             fleet.until(lambda: fleet.total("events") >= len(history), "the history is read")
-            _caught_up(settings)
+            caught_up(settings)
             return _Run(choices, settings, fleet, traffic, report).all()
         finally:
             fleet.stop()
@@ -268,7 +283,7 @@ class _Run:
 
     def _applied(self, events: int) -> None:
         self._fleet.until(lambda: self._fleet.total("events") >= events, "the events are read")
-        _caught_up(self._settings)
+        caught_up(self._settings)
 
     def _reencoding(self) -> float:
         """Return the updates two cores give where every window is encoded anew, by CPU time of client and Triton."""
@@ -284,7 +299,7 @@ class _Run:
         before, counted = ends(self._settings), self._fleet.counts()
         started = time.monotonic()
         since_ms = run()
-        _caught_up(self._settings)
+        caught_up(self._settings)
         ended, metrics = ends(self._settings), self._fleet.counts().since(counted).metrics
         took_s = time.monotonic() - started
         seen = seen_between(self._settings, before, ended, profiles_between(self._settings, before, ended))
@@ -294,17 +309,9 @@ class _Run:
         self._report(f"{part}: {found.events_per_s:,.0f} events/s, p50 {p50} p99 {p99} p99.9 {p999} ms")
         return found
 
-    @contextmanager
-    def _load(self) -> Iterator[None]:
+    def _load(self) -> AbstractContextManager[None]:
         """Write at the rate that was settled on inside the block."""
-        stop = threading.Event()
-        writer = threading.Thread(target=keep_up, args=(self._settings, self._traffic, self._rate, stop), daemon=True)
-        writer.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            writer.join(_PATIENCE_S)
+        return load(self._settings, self._traffic, self._rate)
 
     def _steady(self) -> int:
         with self._load():
@@ -363,16 +370,6 @@ def _models(choices: Choices, report: Callable[[str], None]) -> Iterator[Path]:
         yield root
 
 
-def _caught_up(settings: Settings) -> None:
-    if not wait_until_caught_up(settings, timeout_s=_PATIENCE_S):
-        raise StackError(
-            f"the workers did not catch up within {_PATIENCE_S:.0f} s",
-            where=settings.kafka.bootstrap,
-            expected="every event read",
-            fix="Measure with a lower --rate.",
-        )
-
-
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -381,6 +378,23 @@ def _saved(counted: Mapping[str, int]) -> float:
     """Return the share of scorings that would have been one an update and did not come about, now or later."""
     updates = counted["scored"] - counted["rescored"] + counted["stale"]
     return round(1 - counted["scored"] / updates, 4) if updates else 0.0
+
+
+def unit_costs(rates: Collection[Rate]) -> tuple[float, float, float]:
+    """Return the CPU microseconds of a text encoded, of a user scored by Triton, and of an update by the worker.
+
+    Of these the measured CPU times are sums, one equation a rate: texts cost both, so two rates at the least tell them
+    apart. All 0 for fewer.
+    """
+    if len(rates) < 2:  # noqa: PLR2004 - two unknowns of each
+        return 0.0, 0.0, 0.0
+    texts = np.array([one.events * (1 - one.hit_rate) / one.updates for one in rates])
+    found = []
+    for name, others in (("triton", [1 - one.calls_saved for one in rates]), ("worker", [1.0] * len(rates))):
+        taken = np.array([one.cpu_us[name] for one in rates])
+        found.append(np.linalg.lstsq(np.column_stack([texts, others]), taken, rcond=None)[0])
+    (triton_text, score), (worker_text, update) = found
+    return round(float(triton_text + worker_text), 1), round(float(score), 1), round(float(update), 1)
 
 
 def _share_of_worker(rate: Rate) -> float:

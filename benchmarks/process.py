@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 
 from benchmarks.peers.environments import PROJECT
+from benchmarks.stack import cpu_s
 from benchmarks.trace import Sample, Trace, steps_of
 from xplat_stream.errors import StackError
 from xplat_stream.kafka.log import log_consumer
@@ -31,7 +31,6 @@ _PATIENCE_S: Final = 180.0
 """Without any output."""
 
 _STOP_S: Final = 60.0
-_TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def follow(peer: Peer, place: Place, workload: Workload) -> Trace:
@@ -87,7 +86,7 @@ def _followed(
             newest[moment] = max(end, newest.get(moment, 0))
             ends[partition] = max(end, ends[partition])
             heard = time.monotonic()
-        samples.append(Sample(time.time() * 1000, _cpu_s(process.pid)))
+        samples.append(Sample(time.time() * 1000, cpu_s(process.pid)))
         silent_s = time.monotonic() - heard
         if silent_s > _QUIET_S:
             if sum(map(workload.folded, range(workload.partitions), ends)) == workload.events:
@@ -95,15 +94,6 @@ def _followed(
             if silent_s > _PATIENCE_S:
                 break
     return None
-
-
-def _cpu_s(pid: int) -> float:
-    """Return user and system seconds of all threads of a process, and of children that it waited for."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return 0.0
-    return sum(map(int, fields[11:15])) * _TICK_S
 
 
 def _peak_bytes(pid: int) -> int:

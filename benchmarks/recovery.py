@@ -20,6 +20,7 @@ from benchmarks.events import PLATFORM
 from benchmarks.peers import Place
 from benchmarks.peers.faust import CHANGELOG, STOCK_APP
 from benchmarks.stack import environment, make_topics, private_stack, run_until
+from benchmarks.trace import cpu_at
 from xplat_stream.errors import DeliveryError, StackError
 from xplat_stream.event import UserId
 from xplat_stream.kafka.consumer import partition_for
@@ -28,15 +29,16 @@ from xplat_stream.state import USER_PREFIX, Publication, UserState, user_key
 from xplat_stream.window import ROW_BYTES, BehaviorWindow, WindowSpec, occurred_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from benchmarks.trace import Sample
     from xplat_stream.settings import Settings
 
 _SCORES: Final = (0,) * 90
 _POOL: Final = 5000
-_RESTORED: Final = re.compile(r"owns partitions .* (\d+) changelog records restored in ([\d.]+) s")
 _STAMP: Final = r"\[([\d-]+ [\d:,]+)\].*"
+_RESTORED: Final = re.compile(_STAMP + r"owns partitions .* (\d+) changelog records restored in ([\d.]+) s")
 _STOCK_BEGAN: Final = re.compile(_STAMP + "Restoring state from changelog topics")
 _STOCK_DONE: Final = re.compile(_STAMP + "Done reading from changelog topics")
 
@@ -53,17 +55,24 @@ class RecoveryResult(msgspec.Struct, frozen=True):
     restore_s: float
     users_per_s: float
     cpu_us_per_user: float
-    """User and system time of the whole worker process, start-up included."""
+    """User and system time of the whole worker process meanwhile."""
     stock_users: int
     stock_value_bytes: int
     stock_restore_s: float
     stock_users_per_s: float
+    stock_cpu_us_per_user: float
     ratio: float
     """`users_per_s` over `stock_users_per_s`."""
+    cpu_ratio: float
+    """The same by CPU time."""
 
     def figures(self) -> dict[str, float | bool | None]:
         """Return the headline figures."""
-        return {"recovery_users_per_s": self.users_per_s, "recovery_vs_faust": self.ratio}
+        return {
+            "recovery_users_per_s": self.users_per_s,
+            "recovery_vs_faust": self.ratio,
+            "recovery_cpu_vs_faust": self.cpu_ratio,
+        }
 
 
 def bench_recovery(*, users: int, stock_users: int, rows: int, report: Callable[[str], None]) -> RecoveryResult:
@@ -77,33 +86,38 @@ def bench_recovery(*, users: int, stock_users: int, rows: int, report: Callable[
         report(f"{users} users of {value_bytes} bytes written")
         variables = environment(settings, home)
         log = home / "worker.log"
-        cpu = run_until(lambda: bool(_RESTORED.search(_text(log))), "streams.app", variables, log, loglevel="info")
-        restored, restore_s = map(float, _found(_RESTORED, log))
-        if restored != users:
+        samples = run_until(lambda: bool(_RESTORED.search(_text(log))), "streams.app", variables, log, loglevel="info")
+        _, restored, took = _found(_RESTORED, log)
+        restore_s = float(took)
+        if int(restored) != users:
             raise StackError(
-                f"{restored:.0f} users were restored",
+                f"{restored} users were restored",
                 where=str(log),
                 expected=f"{users}",
                 fix="Read the log: another worker may have used this stack.",
             )
-        report(f"worker: {users / restore_s:,.0f} users/s")
+        cpu_us = _cpu_us(samples, _time(_RESTORED, log), restore_s) / users
+        report(f"worker: {users / restore_s:,.0f} users/s, {cpu_us:.1f} us of processor time a user")
         log = home / "stock.log"
         variables = Place(settings, home / "stock", behavior_topic(PLATFORM), "bench.stock").environment()
-        run_until(lambda: bool(_STOCK_DONE.search(_text(log))), STOCK_APP, variables, log, loglevel="info")
+        samples = run_until(lambda: bool(_STOCK_DONE.search(_text(log))), STOCK_APP, variables, log, loglevel="info")
         stock_s = (_time(_STOCK_DONE, log) - _time(_STOCK_BEGAN, log)).total_seconds()
-        report(f"stock Faust tables: {stock_users / stock_s:,.0f} users/s")
+        stock_us = _cpu_us(samples, _time(_STOCK_DONE, log), stock_s) / stock_users
+        report(f"stock Faust tables: {stock_users / stock_s:,.0f} users/s, {stock_us:.1f} us of processor time a user")
         return RecoveryResult(
             users=users,
             rows=rows,
             value_bytes=value_bytes,
             restore_s=restore_s,
             users_per_s=round(users / restore_s),
-            cpu_us_per_user=round(cpu / users * 1e6, 2),
+            cpu_us_per_user=round(cpu_us, 2),
             stock_users=stock_users,
             stock_value_bytes=stock_bytes,
             stock_restore_s=round(stock_s, 2),
             stock_users_per_s=round(stock_users / stock_s),
+            stock_cpu_us_per_user=round(stock_us, 2),
             ratio=round(users / restore_s / (stock_users / stock_s), 1),
+            cpu_ratio=round(stock_us / cpu_us, 1),
         )
 
 
@@ -180,3 +194,10 @@ def _found(pattern: re.Pattern[str], log: Path) -> tuple[str, ...]:
 
 def _time(pattern: re.Pattern[str], log: Path) -> datetime:
     return datetime.strptime(_found(pattern, log)[0], "%Y-%m-%d %H:%M:%S,%f").astimezone()
+
+
+def _cpu_us(samples: Sequence[Sample], done: datetime, took_s: float) -> float:
+    """Return the CPU microseconds that a process took in the seconds before a moment."""
+    end_ms = done.timestamp() * 1000
+    before, after = cpu_at(samples, [end_ms - took_s * 1000, end_ms])
+    return (after - before) * 1e6

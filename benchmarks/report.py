@@ -106,7 +106,7 @@ def _progress(path: Path, result: FoldResult, traces: Mapping[str, Trace]) -> Pa
     for run in result.peers:
         trace = traces[run.name]
         panel.plot(
-            [0.0, *cpu_at(trace, [step.at_ms for step in trace.steps])],
+            [0.0, *cpu_at(trace.samples, [step.at_ms for step in trace.steps])],
             [0.0, *(step.folded / trace.steps[-1].folded for step in trace.steps)],
             label=f"{run.title}, a tenth of the events" if run.events < result.events // 2 else run.title,
             color=_OURS_COLOR if run.name == OURS.name else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -17,25 +16,33 @@ import msgspec
 from confluent_kafka.admin import NewTopic
 
 from benchmarks.events import PLATFORM
+from benchmarks.trace import Sample
 from xplat_stream import local
 from xplat_stream.errors import StackError
 from xplat_stream.kafka.topics import admin
 from xplat_stream.serving.releases import ModelRepository
-from xplat_stream.settings import LocalSettings, ModelSettings, Settings, WorkerSettings, load_settings
+from xplat_stream.settings import KafkaSettings, LocalSettings, ModelSettings, Settings, WorkerSettings, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _PATIENCE_S: Final = 300.0
+_POLL_S: Final = 0.05
+_TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def private_stack(
-    report: Callable[[str], None], *, platforms: tuple[str, ...] = (PLATFORM,), models: Path | None = None
+    report: Callable[[str], None],
+    *,
+    platforms: tuple[str, ...] = (PLATFORM,),
+    partitions: int = KafkaSettings().partitions,
+    models: Path | None = None,
 ) -> Iterator[tuple[Settings, Path]]:
     """Yield the settings of a running stack, for one worker and these platforms, and its folder.
 
-    `models`: a repository that the model server starts with a copy of. Raises `StackError`.
+    `partitions`: of topics that are made with these settings. `models`: a repository that the model server starts with
+    a copy of. Raises `StackError`.
     """
     with tempfile.TemporaryDirectory(prefix="xplat-bench-") as folder:
         home = Path(folder)
@@ -53,7 +60,8 @@ def private_stack(
             shutil.copy(config, home / "models" / config.parent.name)
         state = local.up(settings, report=report)
         try:
-            running = load_settings({"XPLAT_LOCAL__HOME": str(home)}, folder=home)
+            variables = {"XPLAT_LOCAL__HOME": str(home), "XPLAT_KAFKA__PARTITIONS": str(partitions)}
+            running = load_settings(variables, folder=home)
             yield msgspec.structs.replace(running, platforms=platforms, worker=worker, model=settings.model), home
         finally:
             del state
@@ -87,17 +95,18 @@ def make_topics(settings: Settings, names: Sequence[str], config: Mapping[str, s
 
 def run_until(
     until: Callable[[], bool], module: str, environment: dict[str, str], output: Path, *, loglevel: str = "warn"
-) -> float:
-    """Run a Faust worker until a condition holds, stop it, and return its CPU seconds. Raises `StackError`."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+) -> list[Sample]:
+    """Run a Faust worker until a condition holds, stop it, and return its CPU time all along. Raises `StackError`."""
     with output.open("wb") as written:
+        samples = [Sample(time.time() * 1000, 0.0)]
         process = subprocess.Popen(
             faust_worker(module, loglevel=loglevel), env=environment, stdout=written, stderr=subprocess.STDOUT
         )
     deadline = time.monotonic() + _PATIENCE_S
     try:
         while not (done := until()) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.2)
+            time.sleep(_POLL_S)
+            samples.append(Sample(time.time() * 1000, cpu_s(process.pid)))
     finally:
         process.terminate()
         try:
@@ -112,5 +121,13 @@ def run_until(
             expected=f"an end within {_PATIENCE_S:.0f} s",
             fix=output.read_text(errors="replace").strip().rpartition("\n")[2][:300],
         )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return samples
+
+
+def cpu_s(pid: int) -> float:
+    """Return user and system seconds of all threads of a process, and of children that it waited for."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) * _TICK_S

@@ -46,9 +46,9 @@ class Trace(NamedTuple):
     peak_bytes: int
 
 
-def cpu_at(trace: Trace, moments_ms: Sequence[float]) -> list[float]:
+def cpu_at(samples: Sequence[Sample], moments_ms: Sequence[float]) -> list[float]:
     """Return the processor seconds that had been taken by each moment."""
-    times, seconds = zip(*trace.samples, strict=True)
+    times, seconds = zip(*samples, strict=True)
     return [float(one) for one in np.interp(moments_ms, times, seconds)]
 
 
@@ -105,7 +105,7 @@ def rates(trace: Trace, *, warm_up: int) -> Rates:
     begin = next(iter(rested or before), start)
     if end.at_ms - begin.at_ms < _LEAST_MS:
         begin = start
-    cpu_first, cpu_begin, cpu_end = cpu_at(trace, [step.at_ms for step in (trace.steps[0], begin, end)])
+    cpu_first, cpu_begin, cpu_end = cpu_at(trace.samples, [step.at_ms for step in (trace.steps[0], begin, end)])
     return Rates(
         total - begin.folded,
         (end.at_ms - begin.at_ms) / 1000,

@@ -6,10 +6,12 @@ so that the first profile whose `as_of` is an event's time, or later, is the fir
 
 from __future__ import annotations
 
+import threading
 import time
+from contextlib import contextmanager
 from itertools import accumulate, count
 from random import Random
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -22,9 +24,11 @@ from xplat_stream.population import Population
 from xplat_stream.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
-    import threading
+    from collections.abc import Iterator
 
     from xplat_stream.settings import Settings
+
+_PATIENCE_S: Final = 240.0
 
 
 class Record(NamedTuple):
@@ -91,8 +95,21 @@ def write(settings: Settings, records: list[Record]) -> None:
             producer.send_raw(*record)
 
 
-def keep_up(settings: Settings, traffic: Traffic, rate: float, stop: threading.Event) -> None:
-    """Write `rate` events a second, each dated when it is written, until told to stop. Raises `DeliveryError`."""
+@contextmanager
+def load(settings: Settings, traffic: Traffic, rate: float) -> Iterator[None]:
+    """Write `rate` events a second inside the block, each dated when it is written."""
+    stop = threading.Event()
+    writer = threading.Thread(target=_keep_up, args=(settings, traffic, rate, stop), daemon=True)
+    writer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        writer.join(_PATIENCE_S)
+
+
+def _keep_up(settings: Settings, traffic: Traffic, rate: float, stop: threading.Event) -> None:
+    """Write until told to stop. Raises `DeliveryError`."""
     begun, sent = time.monotonic(), 0
     with EventProducer(settings, **{"linger.ms": 0}) as producer:
         while not stop.is_set():
