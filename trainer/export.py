@@ -16,6 +16,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
+from trainer.served_head import ServedHead
 from xplat_stream.errors import ReleaseError
 from xplat_stream.event import ACTIONS
 
@@ -84,7 +85,7 @@ def export_head(head: Head) -> bytes:
             "age": (random.uniform(0, 7, (users, events)) * present).astype(np.float32),
         }
 
-    graph = _export(head, example(3, 16), ["scores", "user_vector"], "events")
+    graph = _export(ServedHead(head), example(3, 16), ["scores", "user_vector"], "events")
     _check(head, graph, [example(*shape) for shape in _HEAD_SHAPES])
     return graph
 
