@@ -109,8 +109,21 @@ def _export(network: nn.Module, example: Mapping[str, NDArray[Any]], outputs: Se
             raise TypeError(message)
         graph = program.model_proto
     graph.ir_version = min(graph.ir_version, IR_VERSION)
+    _keep_sums(graph.graph)
     _open_widths(graph.graph)
     return bytes(graph.SerializeToString())
+
+
+def _keep_sums(graph: onnx.GraphProto) -> None:
+    """Add before a layer norm by `Sum`, which is the same and which onnxruntime leaves alone.
+
+    It joins `Add` and `LayerNormalization` to one operator whose CPU kernel takes more than six times as long as both,
+    and that was a twelfth of the encoder's time, a quarter in int8.
+    """
+    normed = {node.input[0] for node in graph.node if node.op_type == "LayerNormalization"}
+    for node in graph.node:
+        if node.op_type == "Add" and node.output[0] in normed:
+            node.op_type = "Sum"
 
 
 def _open_widths(graph: onnx.GraphProto) -> None:
