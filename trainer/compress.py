@@ -61,7 +61,7 @@ def quantized(graph: bytes, features: TextFeatures, texts: Sequence[str]) -> byt
     """Return an encoder's graph in int8, its scales fixed by what it computes for some of the texts.
 
     Fixed, because a scale that is found anew in every call (onnxruntime's dynamic quantization) makes the vector of a
-    text depend on the texts beside it. Here it depends on nothing else, bit for bit less so than in float32.
+    text depend on the texts beside it; here it depends on that text alone.
     Some of an activation's channels reach far beyond the others, and one scale for all leaves those few steps: so part
     of each channel's reach is moved into the weights first (SmoothQuant: Xiao et al. 2023).
     The weights take 7 bits a channel: products of 8 bits overflow on processors without VNNI, and an answer should not

@@ -118,7 +118,7 @@ def _keep_sums(graph: onnx.GraphProto) -> None:
     """Add before a layer norm by `Sum`, which is the same and which onnxruntime leaves alone.
 
     It joins `Add` and `LayerNormalization` to one operator whose CPU kernel takes more than six times as long as both,
-    and that was a twelfth of the encoder's time, a quarter in int8.
+    and that was a tenth of the time of an encoder, a quarter in int8.
     """
     normed = {node.input[0] for node in graph.node if node.op_type == "LayerNormalization"}
     for node in graph.node:
