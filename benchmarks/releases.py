@@ -1,4 +1,4 @@
-"""The models that inference is measured with: two heads on one real encoder, and the fused baseline beside them.
+"""The models that inference is measured with: two releases in int8 and the fused baseline beside them, in float32.
 
 Trained on simulated people, briefly: how fast they are does not depend on how good they are. A folder keeps them, so
 that a second run begins with them; what is measured then is the same release.
@@ -62,7 +62,7 @@ def train_models(root: Path, settings: Settings, report: Callable[[str], None]) 
         shutil.copy(config, root / config.parent.name)
     events = history()
     if not repository.releases():
-        few = TrainOptions(encoder_texts_shown=1_000, head_windows_shown=40_000, publish=False)
+        few = TrainOptions(encoder_texts_shown=1_000, head_windows_shown=40_000, int8=True, publish=False)
         report("training a release")
         first = train_on(events, settings, few).candidate
         _show(repository, place(repository, 1, first).release)

@@ -95,7 +95,7 @@ def compression_report(study: Study, settings: Settings, asked: Asked, report: R
     vocabulary = tokenizer.get_vocab_size()
     graph = export_encoder(whole, vocabulary=vocabulary)
     original = vectors_of(graph, features, texts, threads=asked.threads)
-    drafts = [_Draft("as it is", graph), _Draft("int8", quantized(graph))]
+    drafts = [_Draft("as it is", graph), _Draft("int8", quantized(graph, features, texts))]
     for heads in asked.heads:
         pruned = deepcopy(whole)
         prune_heads(pruned, features, texts, heads)

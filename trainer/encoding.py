@@ -89,8 +89,11 @@ class FreshEncoder(NamedTuple):
         tokenizer = Tokenizer.from_str(pretrained.tokenizer.decode())
         return cls(*pretrained, TextFeatures(tokenizer, max_tokens=options.max_tokens))
 
-    def exported(self, options: TrainOptions) -> ReadyEncoder:
-        """Return its graph, in int8 where asked for. Raises `ReleaseError` when that answers differently."""
+    def exported(self, options: TrainOptions, texts: Sequence[str]) -> ReadyEncoder:
+        """Return its graph, in int8 where asked for. Raises `ReleaseError` when that answers differently.
+
+        `texts`: what its numbers in int8 are scaled by.
+        """
         vocabulary = self.encoder.words.num_embeddings
         graph, original = export_encoder(self.encoder, vocabulary=vocabulary), b""
         if self.unpruned is not None:
@@ -98,7 +101,7 @@ class FreshEncoder(NamedTuple):
             whole.backbone = self.unpruned
             original = export_encoder(whole, vocabulary=vocabulary)
         if options.int8:
-            original, graph = original or graph, quantized(graph)
+            original, graph = original or graph, quantized(graph, self.features, texts)
         return ReadyEncoder(
             graph,
             self.features,

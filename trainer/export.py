@@ -16,6 +16,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
+from trainer.served_head import ServedHead
 from xplat_stream.errors import ReleaseError
 from xplat_stream.event import ACTIONS
 
@@ -84,7 +85,7 @@ def export_head(head: Head) -> bytes:
             "age": (random.uniform(0, 7, (users, events)) * present).astype(np.float32),
         }
 
-    graph = _export(head, example(3, 16), ["scores", "user_vector"], "events")
+    graph = _export(ServedHead(head), example(3, 16), ["scores", "user_vector"], "events")
     _check(head, graph, [example(*shape) for shape in _HEAD_SHAPES])
     return graph
 
@@ -108,8 +109,21 @@ def _export(network: nn.Module, example: Mapping[str, NDArray[Any]], outputs: Se
             raise TypeError(message)
         graph = program.model_proto
     graph.ir_version = min(graph.ir_version, IR_VERSION)
+    _keep_sums(graph.graph)
     _open_widths(graph.graph)
     return bytes(graph.SerializeToString())
+
+
+def _keep_sums(graph: onnx.GraphProto) -> None:
+    """Add before a layer norm by `Sum`, which is the same and which onnxruntime leaves alone.
+
+    It joins `Add` and `LayerNormalization` to one operator whose CPU kernel takes more than six times as long as both,
+    and that was a tenth of the time of an encoder, a quarter in int8.
+    """
+    normed = {node.input[0] for node in graph.node if node.op_type == "LayerNormalization"}
+    for node in graph.node:
+        if node.op_type == "Add" and node.output[0] in normed:
+            node.op_type = "Sum"
 
 
 def _open_widths(graph: onnx.GraphProto) -> None:

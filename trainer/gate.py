@@ -484,7 +484,7 @@ def _golden_inputs(manifest: Manifest) -> HeadInputs:
 
 
 def _encode(opened: Opened, texts: Sequence[str], size: int) -> NDArray[np.float16]:
-    """Return (texts, width), in the batches that a server is asked in: in int8 a text's company matters a little."""
+    """Return (texts, width), in the batches that a server is asked in."""
     vectors = np.zeros((len(texts), opened.manifest.width), np.float16)
     for batch in opened.release.texts.batches(texts, size=size):
         feed = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}

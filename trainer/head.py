@@ -24,10 +24,10 @@ QUERIES: Final = 4
 _AGE_CENTERS: Final = 13
 """Of log(1 + hours), one apart: about 0, 2, 6 and 19 hours, 2, 6, 17 and 46 days, and on to 18 years."""
 
-_RECENT: Final = 0.85
+RECENT: Final = 0.85
 """An event counts for this much of the next newer one in the recent label counts (notes: the best of four)."""
 
-_FOCUS: Final = 0.4
+FOCUS: Final = 0.4
 """Of the target's own events in the answer. NDCG@10 on recorded reviews: 0 .6826, .3 .6863, .5 .6861, 1 .6801."""
 
 
@@ -93,7 +93,7 @@ class Head(nn.Module):
             own = window.present * functional.embedding(window.platform, self.target)  # (users, events, 1)
             known = own.amax(1, keepdim=True)  # (users, 1, 1)
             narrow, _ = self._answer(window._replace(present=torch.where(known > 0, own, window.present)))
-            logits = (1 - _FOCUS) * logits + _FOCUS * narrow
+            logits = (1 - FOCUS) * logits + FOCUS * narrow
         return logits, user
 
     def _answer(self, window: Window) -> tuple[Tensor, Tensor]:
@@ -231,7 +231,7 @@ def label_counts(window: Window, weight: Tensor) -> Sequence[Tensor]:
     # Counted by age, not by place: the order that events come in changes no score. Of one age, none is newer.
     younger = (window.age.unsqueeze(1) < window.age.unsqueeze(2)).to(torch.float32)  # (users, events, events)
     newer = younger @ window.present  # (users, events, 1)
-    return (window.named * weight * _RECENT**newer).sum(1), (window.named * weight).sum(1)
+    return (window.named * weight * RECENT**newer).sum(1), (window.named * weight).sum(1)
 
 
 def _masked_softmax(scores: Tensor, present: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ def train_data(
             if options.head_only:
                 return active_encoder(settings, options)
             asked = fitting._replace(options=options, report=report)
-            return fine_tuned(asked, data.taxonomy, checkpoint=checkpoint).exported(options)
+            return fine_tuned(asked, data.taxonomy, checkpoint=checkpoint).exported(options, data.texts.texts)
 
         options, searched = search(fitting, encoder_of=encoder_of, checkpoint=checkpoint)
         fitting = fitting._replace(options=options)
@@ -184,7 +184,7 @@ def train_data(
         states = text_states(fresh.encoder, fresh.features, data.texts.texts, report)
         clock.stage("vectors")
         head, table = fit_together(fresh.encoder, states, fitting)
-        encoder = fresh.exported(options)
+        encoder = fresh.exported(options, data.texts.texts)
         if options.int8:
             # What is measured from here on is what will serve
             table = encoder.vector_table(data.texts.texts, options, report)
@@ -308,7 +308,6 @@ def _golden(data: Dataset, table: NDArray[np.float16], encoder: ReadyEncoder, he
     windows = inputs.with_vectors(table, rows)
     return Golden(
         texts,
-        # In one call, as the server is asked: in int8 a text's vector depends a little on the texts beside it
         vectors_of(encoder.graph, encoder.features, texts, threads=1).astype(np.float16).tolist(),
         windows.vectors.tolist(),
         windows.platform.tolist(),

@@ -95,12 +95,13 @@ def occurred_at(row: Row) -> Millis:
     return Millis(int.from_bytes(row[:_TIME_END], "big"))
 
 
-_READABLE: Final = Struct(f">Q{_CONTENT_END - _TIME_END}x{TEXT_HASH_BYTES}sB")
+_READABLE: Final = Struct(f">Q{_DIGEST_END - _TIME_END}s{_CONTENT_END - _DIGEST_END}x{TEXT_HASH_BYTES}sB")
+"""Time, digest of the id, text, action: in one go, for every window that is scored or published is read."""
 
 
 def event_of(platform: str, row: Row) -> WindowEvent:
     """Return what a row says."""
-    time, text_hash, action = _READABLE.unpack(row)  # in one go: every window that is scored or published is read
+    time, _, text_hash, action = _READABLE.unpack(row)
     return WindowEvent(platform, ACTIONS[action], time, text_hash)
 
 
@@ -200,6 +201,14 @@ class BehaviorWindow:
 
     def events(self) -> list[WindowEvent]:
         """Return what readers see, oldest first within a platform; of two contents of one id, the lowest hash."""
+        events: list[WindowEvent] = []
+        ids: set[bytes] = set()
+        for platform, block in _blocks(self._packed).items():
+            rows = list(_READABLE.iter_unpack(block))
+            ids.update([row[1] for row in rows])
+            events += [WindowEvent(platform, ACTIONS[action], time, text) for time, _, text, action in rows]
+        if len(ids) == len(events):
+            return events
         return [event_of(platform, row) for platform, row in self._readable_rows()]
 
     def text_hashes(self) -> set[TextHash]:
@@ -228,7 +237,13 @@ class BehaviorWindow:
         return {platform: len(block) // ROW_BYTES for platform, block in _blocks(self._packed).items()}
 
     def __len__(self) -> int:
-        return sum(self.counts().values())
+        found, at, packed = 0, 1, self._packed
+        while at < len(packed):  # as `_blocks`, but nothing is copied: it is asked several times an update
+            start = at + 3 + packed[at]
+            number = int.from_bytes(packed[start - 2 : start], "big")
+            found += number
+            at = start + ROW_BYTES * number
+        return found
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BehaviorWindow) and self._packed == other._packed

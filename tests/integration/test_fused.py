@@ -114,9 +114,9 @@ def test_compressed_encoders_are_probed_beside_the_serving_ones(stack: Settings,
     """An int8 graph loads and answers on the server, under a name of its own that is gone afterwards."""
     encoder, tokenizer = load_pretrained(base, width=32, lora_rank=1)
     encoder.merge()
-    graph = quantized(export_encoder(encoder, vocabulary=50))
     features = TextFeatures(Tokenizer.from_str(tokenizer.decode()), max_tokens=16)
     texts = study.texts.texts[:32]
+    graph = quantized(export_encoder(encoder, vocabulary=50), features, texts)
     repository = ModelRepository(stack.model.repository)
     before = repository.versions(ENCODER)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from xplat_stream.event import TextHash
     from xplat_stream.window import BehaviorWindow, WindowEvent
 
-TOKEN_BUCKETS: Final = (8, 16, 32, 64)
+TOKEN_BUCKETS: Final = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64)
 """Padded text lengths in tokens: Triton joins only requests of equal shape, and padding costs compute."""
 
 EVENT_BUCKETS: Final = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
