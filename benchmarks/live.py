@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
@@ -57,6 +58,8 @@ class Published(NamedTuple):
     """Kafka's time of the newest event until the profile was published, as the worker says."""
     published_at: float
     read_at: float
+    awaited: bool = True
+    """Whether an event of the stream waited for it. Scoring that could wait publishes a window a second time."""
 
     @property
     def fresh_ms(self) -> float:
@@ -154,6 +157,7 @@ class Traffic:
     def __init__(self, settings: Settings, population: Population, rate: float) -> None:
         self.found: list[Published] = []
         self._stop = threading.Event()
+        self._begun = datetime.now(UTC)
         consumer = ProfileConsumer(settings)  # from here on, before the first event
         stream = {"rate_per_s": rate, "stop": self._stop}
         self._threads = [
@@ -170,16 +174,22 @@ class Traffic:
             thread.join(PATIENCE_S)
 
     def updates(self, begun: float, ended: float) -> list[Published]:
-        """Return the profiles that behavior caused, published between two moments."""
-        return [one for one in self.found if one.cause == "behavior" and begun <= one.published_at <= ended]
+        """Return the profiles that events waited for, published between two moments."""
+        return [
+            one for one in self.found if one.cause == "behavior" and one.awaited and begun <= one.published_at <= ended
+        ]
 
     def _read(self, consumer: ProfileConsumer) -> None:
+        digests: dict[UserId, str] = {}
         with consumer:
             while not self._stop.is_set():
                 for change in consumer.changes(idle_s=1.0):
                     if (record := change.record) is not None:
                         about = (change.user_id, record.data.model.release, record.data.cause, record.latency_ms)
-                        self.found.append(Published(*about, record.time.timestamp(), time.time()))
+                        digest = record.data.window.digest
+                        awaited = record.data.window.end >= self._begun and digests.get(change.user_id) != digest
+                        digests[change.user_id] = digest
+                        self.found.append(Published(*about, record.time.timestamp(), time.time(), awaited))
 
     def __enter__(self) -> Self:
         return self
