@@ -89,6 +89,7 @@ def environment_of(settings: Settings, home: Path) -> dict[str, str]:
         "XPLAT_LOCAL__HOME": str(home),
         "XPLAT_MODEL__REPOSITORY": settings.model.repository,
         "XPLAT_WORKER__DATADIR": settings.worker.datadir,
+        "XPLAT_WORKER__ROCKSDB_MB": str(settings.worker.rocksdb_mb),
         "XPLAT_RELEASE__REPORT_INTERVAL_S": str(settings.release.report_interval_s),
     }
 
