@@ -128,13 +128,7 @@ def successor(settings: Settings, manifest: Manifest, *, tilt: float = 1.0, new_
 def _with_own_answers(candidate: Candidate) -> Candidate:
     """Return a candidate whose golden requests are answered by its own head."""
     golden = candidate.golden
-    inputs = HeadInputs(
-        np.array(golden.head_vectors, np.float16),
-        np.array(golden.head_platform, np.int32),
-        np.array(golden.head_action, np.int32),
-        np.array(golden.head_age, np.float32),
-    )
-    scores = _run(candidate.head, inputs._asdict(), "scores")
+    scores = _run(candidate.head, golden.head_inputs()._asdict(), "scores")
     return candidate._replace(golden=msgspec.structs.replace(golden, scores=scores.tolist()))
 
 

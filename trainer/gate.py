@@ -46,7 +46,6 @@ from trainer.measures import (
     paired_label_f1,
 )
 from xplat_stream.errors import InvalidScores, ReleaseError, TritonUnavailable
-from xplat_stream.serving.features import HeadInputs
 from xplat_stream.serving.probe import encoder_times, head_times, probed, server_memory
 from xplat_stream.serving.promote import known_store
 from xplat_stream.serving.releases import ENCODER, HEAD, MODEL_FILE, TOKENIZER_FILE
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
     from trainer.compact import Compact
     from trainer.dataset import Dataset
     from xplat_stream.serving.fairness import FairnessReport
+    from xplat_stream.serving.features import HeadInputs
     from xplat_stream.serving.releases import Manifest, ModelRepository, Release
     from xplat_stream.settings import ReleaseSettings, Settings
 
@@ -255,7 +255,7 @@ class Judge:
         golden = candidate.manifest.golden
         try:
             vectors = _encode(candidate, golden.texts, self._settings.triton.encoder_batch)
-            scores = _head(candidate, _golden_inputs(candidate.manifest))
+            scores = _head(candidate, candidate.manifest.golden.head_inputs())
             worst = max(_apart(vectors, golden.vectors), _apart(scores, golden.scores))
         except (*_NO_GRAPH, ValueError) as error:
             return self._say("golden", False, f"they cannot be asked: {str(error).splitlines()[0][:200]}")
@@ -439,7 +439,7 @@ class Judge:
         """Return texts and windows of held-out people; the golden ones where there are none."""
         rows = np.arange(min(_SAMPLE, len(cuts.targets)))
         if not len(rows):
-            return mine.manifest.golden.texts, _golden_inputs(mine.manifest)
+            return mine.manifest.golden.texts, mine.manifest.golden.head_inputs()
         inputs = _inputs_for(mine.manifest, self._data, cuts.inputs.take(rows).trimmed())
         used = np.unique(inputs.text)
         texts = [self._data.texts.texts[one - 1] for one in used[used > 0][:_SAMPLE].tolist()]
@@ -471,16 +471,6 @@ def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 def _is_finite(tensor: onnx.TensorProto) -> bool:
     array = onnx.numpy_helper.to_array(tensor)
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
-
-
-def _golden_inputs(manifest: Manifest) -> HeadInputs:
-    golden = manifest.golden
-    return HeadInputs(
-        np.array(golden.head_vectors, np.float16),
-        np.array(golden.head_platform, np.int32),
-        np.array(golden.head_action, np.int32),
-        np.array(golden.head_age, np.float32),
-    )
 
 
 def _encode(opened: Opened, texts: Sequence[str], size: int) -> NDArray[np.float16]:

@@ -28,7 +28,7 @@ from trainer.progress import silent
 from trainer.release import Candidate, EncoderFiles, kept_encoder, place
 from trainer.train import train_data
 from xplat_stream.errors import InvalidScores
-from xplat_stream.serving.features import HeadInputs, TextFeatures
+from xplat_stream.serving.features import TextFeatures
 from xplat_stream.serving.releases import ENCODER, HEAD, MODEL_FILE, ModelRepository
 from xplat_stream.serving.signing import make_key
 from xplat_stream.serving.store import ReleaseStore, Verdict
@@ -74,13 +74,7 @@ def with_head(trained: Trained, dataset: Dataset, *, seed: int = 11) -> Candidat
 def answering(candidate: Candidate, head: bytes) -> Candidate:
     """Return a release with another head and that head's own answers as golden ones."""
     golden = candidate.golden
-    inputs = HeadInputs(
-        np.array(golden.head_vectors, np.float16),
-        np.array(golden.head_platform, np.int32),
-        np.array(golden.head_action, np.int32),
-        np.array(golden.head_age, np.float32),
-    )
-    golden = msgspec.structs.replace(golden, scores=score_inputs(head, inputs).tolist())
+    golden = msgspec.structs.replace(golden, scores=score_inputs(head, golden.head_inputs()).tolist())
     return candidate._replace(head=head, golden=golden)
 
 
@@ -102,7 +96,7 @@ class LocalServer(FakeScorer):
         return scores + np.float32(self._off)
 
     async def check_golden(self, release):
-        await self.score(release, gate._golden_inputs(release.manifest))
+        await self.score(release, release.manifest.golden.head_inputs())
 
 
 class Bench:

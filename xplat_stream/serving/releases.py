@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import numpy as np
 
 from xplat_stream.disk import flush_folder, held, write_whole
 from xplat_stream.drift import Shares
 from xplat_stream.errors import ReleaseError
 from xplat_stream.failpoints import reached
 from xplat_stream.profile import ModelRef, TaxonomyRef
-from xplat_stream.serving.features import TextFeatures
+from xplat_stream.serving.features import HeadInputs, TextFeatures
 from xplat_stream.serving.sensitivity import Sensitivity
 from xplat_stream.serving.signing import is_signed
 
@@ -67,6 +68,15 @@ class Golden(msgspec.Struct, frozen=True):
     head_action: list[list[int]]
     head_age: list[list[float]]
     scores: list[list[float]]
+
+    def head_inputs(self) -> HeadInputs:
+        """Return what the head is asked."""
+        return HeadInputs(
+            np.array(self.head_vectors, np.float16),
+            np.array(self.head_platform, np.int32),
+            np.array(self.head_action, np.int32),
+            np.array(self.head_age, np.float32),
+        )
 
 
 class DataSpan(msgspec.Struct, frozen=True):

@@ -18,7 +18,6 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from xplat_stream.errors import InvalidScores, ReleaseError, TritonUnavailable
 from xplat_stream.failpoints import reached
-from xplat_stream.serving.features import HeadInputs
 from xplat_stream.serving.releases import ENCODER, HEAD
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from xplat_stream.serving.features import HeadInputs
     from xplat_stream.serving.releases import Release
     from xplat_stream.settings import TritonSettings
 
@@ -110,15 +110,7 @@ class TritonScorer:
         """Ask the release's golden requests. Raises `ReleaseError` when an answer differs, `TritonUnavailable`."""
         golden = release.manifest.golden
         vectors = [np.frombuffer(raw, np.float16) for raw in await self.encode(release, golden.texts)]
-        scores = await self.score(
-            release,
-            HeadInputs(
-                np.array(golden.head_vectors, np.float16),
-                np.array(golden.head_platform, np.int32),
-                np.array(golden.head_action, np.int32),
-                np.array(golden.head_age, np.float32),
-            ),
-        )
+        scores = await self.score(release, golden.head_inputs())
         self.require_same(release.number, "vectors", np.array(vectors), golden.vectors)
         self.require_same(release.number, "scores", scores, golden.scores)
 
