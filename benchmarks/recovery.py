@@ -26,7 +26,7 @@ from xplat_stream.event import UserId
 from xplat_stream.kafka.consumer import partition_for
 from xplat_stream.kafka.topics import QUIET, behavior_topic, changelog_topic, create_topics
 from xplat_stream.state import USER_PREFIX, Publication, UserState, user_key
-from xplat_stream.window import ROW_BYTES, BehaviorWindow, WindowSpec, occurred_at
+from xplat_stream.window import ROW_BYTES, TIME_BYTES, BehaviorWindow, WindowSpec, occurred_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -126,7 +126,9 @@ def _windows(rows: int, *, seed: int = 17) -> Callable[[], BehaviorWindow]:
     chance = random.Random(seed)
     now_ms = int(time.time() * 1000)
     pool = sorted(
-        (now_ms - chance.randrange(30 * 86_400_000)).to_bytes(8, "big") + chance.randbytes(ROW_BYTES - 9) + b"\x01"
+        (now_ms - chance.randrange(30 * 86_400_000)).to_bytes(TIME_BYTES, "big")
+        + chance.randbytes(ROW_BYTES - TIME_BYTES - 1)
+        + b"\x01"
         for _ in range(_POOL)
     )
 
@@ -147,7 +149,7 @@ def _lists(window: Callable[[], BehaviorWindow], users: int) -> Iterable[Record]
     """Yield what the stock table keeps: time, id, action and object of each event."""
     for number in range(users):
         kept = [
-            [datetime.fromtimestamp(occurred_at(row) / 1000).astimezone(), row[8:20].hex(), "view", row[32:36].hex()]
+            [datetime.fromtimestamp(occurred_at(row) / 1000).astimezone(), row[6:18].hex(), "view", row[18:22].hex()]
             for _, row in window().rows()
         ]
         yield f"user-{number:08d}".encode(), msgspec.json.encode(kept)

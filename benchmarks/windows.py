@@ -11,6 +11,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from xplat_stream.event import ACTION_INDEX, TextHash, hash_text
+from xplat_stream.window import TIME_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -31,15 +32,15 @@ def text_of(item: str) -> TextHash:
 
 
 def row_of_worker(row: Row) -> bytes:
-    """Return what is compared of a row of this project: time 8, event digest 16, text hash 8, action 1."""
-    return row[:24] + row[32:]
+    """Return what is compared of a row of this project: time 6, event digest 8, text hash 8, action 1."""
+    return row[:14] + row[18:]
 
 
 def row_of_peer(kept: Sequence[int | str]) -> bytes:
     """Return the same of an event as peers keep it."""
     time, name, action, item = kept
-    digest = blake2b(f"{SOURCE}#{name}".encode(), digest_size=16).digest()
-    return int(time).to_bytes(8, "big") + digest + text_of(str(item)) + bytes((ACTION_INDEX[str(action)],))
+    digest = blake2b(f"{SOURCE}#{name}".encode(), digest_size=16).digest()[:8]
+    return int(time).to_bytes(TIME_BYTES, "big") + digest + text_of(str(item)) + bytes((ACTION_INDEX[str(action)],))
 
 
 def hash_of(windows: Mapping[str, Sequence[bytes]]) -> str:

@@ -45,6 +45,9 @@ _RESCORE_LATER_S: Final = 1.0
 _GATHER_S: Final = 1.0
 """As long as the group takes between two commits: what is done sooner is not committed sooner."""
 
+_GATHERED_USERS: Final = 4
+"""Times a chunk's events: as many users' states, 2 kB each, a lane holds that is behind."""
+
 _WAITING_CHUNKS: Final = 4
 """Chunks a lane holds before the fetcher has to wait: memory is bounded by this times the fetch size."""
 
@@ -146,7 +149,7 @@ class Lane:
         """Return the next chunk if it is to be handled with those up to the last one; None if not."""
         if admitted.records < self._chunk_events and not self._waiting.empty():
             return self._waiting.get_nowait()
-        if last.behind < self._chunk_events or len(admitted.users) >= self._chunk_events:
+        if last.behind < self._chunk_events or len(admitted.users) >= _GATHERED_USERS * self._chunk_events:
             return None
         try:
             async with asyncio.timeout_at(until):

@@ -157,7 +157,21 @@ class Pipeline:
     def _turns(
         self, store: PartitionStore, admitted: Admitted, release: Release | None
     ) -> list[tuple[dict[TextHash, TextEntry], list[UserId]]]:
-        """Return what is published in which turn, texts with users: who waits for the encoder holds up nobody else."""
+        """Return what is published in which turn, texts with users: who waits for the encoder holds up nobody else.
+
+        No turn has more users than a chunk may have: memory for profiles is bounded by that, however many are touched.
+        """
+        most = self._settings.worker.chunk_events
+        return [
+            ({} if at else texts, users[at : at + most])
+            for texts, users in self._by_texts(store, admitted, release)
+            for at in range(0, len(users) or 1, most)
+        ]
+
+    def _by_texts(
+        self, store: PartitionStore, admitted: Admitted, release: Release | None
+    ) -> list[tuple[dict[TextHash, TextEntry], list[UserId]]]:
+        """Return whoever does not wait for the encoder, with the texts that have vectors, and then the others."""
         texts, users = admitted.texts, list(admitted.users)
         if release is None or not texts:
             return [(texts, users)]

@@ -173,6 +173,7 @@ class PartitionStore:
 
     def put_user(self, user_id: UserId, state: UserState) -> None:
         """Keep a user's new state, to be made durable by the next `write`."""
+        self._users.pop(user_id, None)  # to the end: what was touched longest ago is forgotten first
         self._users[user_id] = state
         self._dirty[user_key(user_id)] = state.pack()
 
@@ -262,7 +263,7 @@ class PartitionStore:
         return records
 
     def _forget_oldest(self) -> None:
-        """Drop the longest-held tenth of the decoded windows, and all known texts, when there are too many."""
+        """Drop the tenth of the windows that was touched longest ago, and all known texts, when there are too many."""
         if len(self._users) > self._cached_users:
             for user_id in list(self._users)[: len(self._users) - self._cached_users * 9 // 10]:
                 del self._users[user_id]

@@ -20,7 +20,7 @@ from trainer.exclusions import REPEATED
 from trainer.texts import TextTable
 from xplat_stream.event import NEGATIVE_ACTIONS, UserId, hash_text, item_text
 from xplat_stream.taxonomy import Taxonomy
-from xplat_stream.window import ROW_BYTES, Row, row_of
+from xplat_stream.window import ROW_BYTES, TIME_BYTES, Row, row_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -407,16 +407,21 @@ def _finished(shards: _Shards, ranks: _Ranks, where: NDArray[np.int64], *, by_co
             ranks.platform[records["platform"]],
             ranks.item[records["item"]],
             ranks.text[records["text"]],
-            np.ascontiguousarray(rows[:, :8]).view(">i8")[:, 0].astype(np.int64),
+            _times(rows),
             records["named"].astype(np.int32),
         )
+
+
+def _times(rows: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return the event times of rows `(events, ROW_BYTES)` in milliseconds."""
+    whole = np.pad(rows[:, :TIME_BYTES], ((0, 0), (8 - TIME_BYTES, 0)))
+    return whole.view(">i8")[:, 0].astype(np.int64)
 
 
 def _first_of_content(records: NDArray[Any]) -> NDArray[np.bool_]:
     """Return which records (sorted by user and row) are the first with their user, item, text, action and time."""
     raw = np.frombuffer(records["row"].tobytes(), np.uint8).reshape(-1, ROW_BYTES)
-    action, time = raw[:, -1], np.ascontiguousarray(raw[:, :8]).view(">i8")[:, 0].astype(np.int64)
-    content = (action, records["text"], records["item"], time, records["user"])  # an item is of one platform
+    content = (raw[:, -1], records["text"], records["item"], _times(raw), records["user"])  # an item is of one platform
     order = np.lexsort(content)  # stable
     again = np.all([column[order][1:] == column[order][:-1] for column in content], axis=0)
     first = np.ones(len(records), bool)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from xplat_stream.settings import Settings
     from xplat_stream.taxonomy import Taxonomy
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Of what the cache holds; another number leaves older entries unread."""
 
 _KEPT_LOGS: Final = 3

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 import msgspec
 
 from xplat_stream.window import FORMAT as WINDOW_FORMAT
-from xplat_stream.window import BehaviorWindow, WindowSpec, packed_end
+from xplat_stream.window import READ_FORMATS, BehaviorWindow, WindowSpec, packed_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +84,7 @@ def _scores_end(packed: bytes) -> int:
         message = f"user state of {len(packed)} bytes has format {packed[:1].hex()}; expected {FORMAT:02x}"
         raise ValueError(message)
     end = _HEAD.size + 2 * int.from_bytes(packed[_HEAD.size - 2 : _HEAD.size], "big")
-    if len(packed) <= end or packed[end] != WINDOW_FORMAT:
+    if len(packed) <= end or packed[end] not in READ_FORMATS:
         message = f"window format is {packed[end : end + 1].hex() or 'absent'}; expected {WINDOW_FORMAT:02x}"
         raise ValueError(message)
     return end

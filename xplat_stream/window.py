@@ -8,7 +8,10 @@ An event is kept as one **row**: bytes of fixed length whose lexicographic order
 events as one **block**: its rows, sorted, one behind the other. Newer events are appended to it, truncation cuts its
 front off. A window in memory is what lies on disk, so two windows are equal exactly when their bytes are::
 
-    occurred_at 8 | event digest 16 | content hash 8 | text hash 8 | action 1        41 bytes, big-endian
+    occurred_at 6 | event digest 8 | content hash 4 | text hash 8 | action 1        27 bytes, big-endian
+
+Why so few: digests tell the events of one user apart, a few hundred of them. That two of a thousand share 8 bytes has a
+chance of 3e-14; of two contents that share 4, text and action still tell.
 
 Why truncation is safe: a row that fell out of a platform's top k has k newer rows above it; the horizon can only
 remove those after it would have removed the fallen one. What is gone stays gone in every order of arrival.
@@ -30,15 +33,25 @@ if TYPE_CHECKING:
 
 Row = bytes
 
-ROW_BYTES: Final = 41
-FORMAT: Final = 1
-_TIME_END: Final = 8
-_DIGEST_END: Final = 24
-_CONTENT_END: Final = 32
-_TEXT_END: Final = 32 + TEXT_HASH_BYTES
-_TIME_END_BACK: Final = _TIME_END - ROW_BYTES
+FORMAT: Final = 2
+TIME_BYTES: Final = 6
+"""Milliseconds up to the year 10889."""
+
+_DIGEST_BYTES: Final = 8
+_CONTENT_BYTES: Final = 4
+ROW_BYTES: Final = TIME_BYTES + _DIGEST_BYTES + _CONTENT_BYTES + TEXT_HASH_BYTES + 1
+_DIGEST_END: Final = TIME_BYTES + _DIGEST_BYTES
+_CONTENT_END: Final = _DIGEST_END + _CONTENT_BYTES
+_TIME_END_BACK: Final = TIME_BYTES - ROW_BYTES
 _EMPTY_TEXT: Final = hash_text("")
 _FORMAT: Final = bytes((FORMAT,))
+_OLD_FORMAT: Final = 1
+_OLD_ROW_BYTES: Final = 41
+_SINCE_FORMAT_1: Final = bytes(8 - TIME_BYTES)
+"""Format 1 had time 8, event digest 16, content hash 8. What was hashed stays what it was, so that an event that comes
+again after an upgrade is the row that its older one is read as."""
+
+READ_FORMATS: Final = (_OLD_FORMAT, FORMAT)
 
 
 @dataclass(frozen=True)
@@ -77,14 +90,14 @@ def row_of(event: Event, text_hash: TextHash | None = None) -> Row:
     """Return the row of an event. Pass `text_hash` when it is known already; hashing is a third of the cost."""
     if text_hash is None:
         text_hash = hash_text(item_text(event.object))
-    time = event.occurred_at.to_bytes(_TIME_END, "big")
+    time = event.occurred_at.to_bytes(TIME_BYTES, "big")
     action = ACTION_INDEX[event.action].to_bytes(1, "big")
     item = event.object
     content = f"{event.platform}\0{item.type}\0{item.id}\0{','.join(item.iab) if item.iab else ''}".encode()
     return (
         time
-        + blake2b(event.event_id.encode(), digest_size=16).digest()
-        + blake2b(time + action + text_hash + content, digest_size=8).digest()
+        + blake2b(event.event_id.encode(), digest_size=16).digest()[:_DIGEST_BYTES]
+        + blake2b(_SINCE_FORMAT_1 + time + action + text_hash + content, digest_size=8).digest()[:_CONTENT_BYTES]
         + text_hash
         + action
     )
@@ -92,17 +105,17 @@ def row_of(event: Event, text_hash: TextHash | None = None) -> Row:
 
 def occurred_at(row: Row) -> Millis:
     """Return the event time of a row."""
-    return Millis(int.from_bytes(row[:_TIME_END], "big"))
+    return Millis(int.from_bytes(row[:TIME_BYTES], "big"))
 
 
-_READABLE: Final = Struct(f">Q{_DIGEST_END - _TIME_END}s{_CONTENT_END - _DIGEST_END}x{TEXT_HASH_BYTES}sB")
-"""Time, digest of the id, text, action: in one go, for every window that is scored or published is read."""
+_READABLE: Final = Struct(f">HI{_DIGEST_BYTES}s{_CONTENT_BYTES}x{TEXT_HASH_BYTES}sB")
+"""Time in two parts, digest of the id, text, action: in one go, for every window that is published is read."""
 
 
 def event_of(platform: str, row: Row) -> WindowEvent:
     """Return what a row says."""
-    time, _, text_hash, action = _READABLE.unpack(row)
-    return WindowEvent(platform, ACTIONS[action], time, text_hash)
+    high, low, _, text_hash, action = _READABLE.unpack(row)
+    return WindowEvent(platform, ACTIONS[action], Millis(high << 32 | low), text_hash)
 
 
 def packed_end(packed: bytes, start: int = 0) -> Millis:
@@ -111,13 +124,14 @@ def packed_end(packed: bytes, start: int = 0) -> Millis:
     Raises `ValueError` for a wrong length.
     """
     newest, at, end = 0, start + 1, len(packed)
+    row_bytes, time_bytes = (_OLD_ROW_BYTES, 8) if packed[start] == _OLD_FORMAT else (ROW_BYTES, TIME_BYTES)
     while at < end:
         rows_start = at + 3 + packed[at]
-        at = rows_start + ROW_BYTES * int.from_bytes(packed[rows_start - 2 : rows_start], "big")
+        at = rows_start + row_bytes * int.from_bytes(packed[rows_start - 2 : rows_start], "big")
         if at > end:
             message = f"window of {end} bytes ends inside a platform; expected {at}"
             raise ValueError(message)
-        newest = max(newest, int.from_bytes(packed[at - ROW_BYTES : at - ROW_BYTES + _TIME_END], "big"))
+        newest = max(newest, int.from_bytes(packed[at - row_bytes : at - row_bytes + time_bytes], "big"))
     return Millis(newest)
 
 
@@ -162,7 +176,7 @@ class BehaviorWindow:
     def _pack(self, blocks: dict[str, bytes]) -> bytes:
         """Return the blocks, truncated, as they lie on disk."""
         keep = self.spec.per_platform * ROW_BYTES
-        start = self.start.to_bytes(_TIME_END, "big")
+        start = self.start.to_bytes(TIME_BYTES, "big")
         parts = [_FORMAT]
         for platform in sorted(blocks):
             block = blocks[platform][-keep:]
@@ -185,13 +199,13 @@ class BehaviorWindow:
 
     def count_late(self, additions: Iterable[tuple[str, Row]]) -> int:
         """Return how many of these rows lie before the horizon: they changed nothing."""
-        start = self.start.to_bytes(_TIME_END, "big")
+        start = self.start.to_bytes(TIME_BYTES, "big")
         return sum([row < start for _, row in additions])
 
     def is_repaired_by(self, additions: Iterable[tuple[str, Row]]) -> bool:
         """Tell whether all of these rows lie behind the newest event: if they change anything, it is the past."""
-        end = self.end.to_bytes(_TIME_END, "big")
-        return all(row[:_TIME_END] < end for _, row in additions)
+        end = self.end.to_bytes(TIME_BYTES, "big")
+        return all(row[:TIME_BYTES] < end for _, row in additions)
 
     def rows(self) -> Iterator[tuple[str, Row]]:
         """Yield every `(platform, row)`, platform by platform, oldest first."""
@@ -205,8 +219,10 @@ class BehaviorWindow:
         ids: set[bytes] = set()
         for platform, block in _blocks(self._packed).items():
             rows = list(_READABLE.iter_unpack(block))
-            ids.update([row[1] for row in rows])
-            events += [WindowEvent(platform, ACTIONS[action], time, text) for time, _, text, action in rows]
+            ids.update([row[2] for row in rows])
+            events += [
+                WindowEvent(platform, ACTIONS[action], high << 32 | low, text) for high, low, _, text, action in rows
+            ]
         if len(ids) == len(events):
             return events
         return [event_of(platform, row) for platform, row in self._readable_rows()]
@@ -221,16 +237,16 @@ class BehaviorWindow:
 
     def _readable_rows(self) -> list[tuple[str, Row]]:
         everything = list(self.rows())
-        digests = {row[_TIME_END:_DIGEST_END] for _, row in everything}
+        digests = {row[TIME_BYTES:_DIGEST_END] for _, row in everything}
         if len(digests) == len(everything):
             return everything
         chosen: dict[bytes, tuple[str, Row]] = {}
         for platform, row in everything:
-            digest = row[_TIME_END:_DIGEST_END]
+            digest = row[TIME_BYTES:_DIGEST_END]
             held = chosen.get(digest)
             if held is None or (row[_DIGEST_END:_CONTENT_END], platform) < (held[1][_DIGEST_END:_CONTENT_END], held[0]):
                 chosen[digest] = (platform, row)
-        return [pair for pair in everything if chosen[pair[1][_TIME_END:_DIGEST_END]] == pair]
+        return [pair for pair in everything if chosen[pair[1][TIME_BYTES:_DIGEST_END]] == pair]
 
     def counts(self) -> dict[str, int]:
         """Return how many events of each platform the window holds."""
@@ -255,20 +271,23 @@ class BehaviorWindow:
         return f"BehaviorWindow({self.counts()}, end={self.end})"
 
     def __bytes__(self) -> bytes:
-        """Pack: format 1 | per platform, by name: length 1, name, count 2, block. Equal windows, equal bytes."""
+        """Pack: format 2 | per platform, by name: length 1, name, count 2, block. Equal windows, equal bytes."""
         return self._packed
 
     @classmethod
     def from_bytes(cls, spec: WindowSpec, packed: bytes | memoryview) -> Self:
         """Unpack and truncate to `spec`, so that a changed spec takes effect on the next read.
 
-        Raises `ValueError` for bytes of another format or of a wrong length.
+        Reads format 1 too. Raises `ValueError` for bytes of another format or of a wrong length.
         """
         raw = bytes(packed)
-        if not raw or raw[0] != FORMAT:
+        if not raw or raw[0] not in READ_FORMATS:
             message = f"window format is {raw[:1].hex() or 'absent'}; expected {FORMAT:02x}"
             raise ValueError(message)
-        blocks = _blocks(raw)
+        if raw[0] == FORMAT:
+            blocks = _blocks(raw)
+        else:
+            blocks = {platform: _shortened(block) for platform, block in _blocks(raw, _OLD_ROW_BYTES).items()}
         for block in blocks.values():
             if not block:
                 message = f"window of {len(raw)} bytes holds a platform without events; expected at least one"
@@ -279,7 +298,7 @@ class BehaviorWindow:
         return cls(spec, blocks)
 
 
-def _blocks(packed: bytes) -> dict[str, bytes]:
+def _blocks(packed: bytes, row_bytes: int = ROW_BYTES) -> dict[str, bytes]:
     """Return the blocks of a packed window, by platform, in order of their names.
 
     Raises `ValueError` for a wrong length.
@@ -289,13 +308,19 @@ def _blocks(packed: bytes) -> dict[str, bytes]:
     while at < end:
         name_end = at + 1 + packed[at]
         start = name_end + 2
-        block_end = start + ROW_BYTES * int.from_bytes(packed[name_end:start], "big")
+        block_end = start + row_bytes * int.from_bytes(packed[name_end:start], "big")
         blocks[packed[at + 1 : name_end].decode()] = packed[start:block_end]
         at = block_end
     if at > end:
         message = f"window of {end} bytes ends inside a platform; expected {at}"
         raise ValueError(message)
     return blocks
+
+
+def _shortened(block: bytes) -> bytes:
+    """Return a block of format 1 as it is in this format: every hash cut, so the order stays."""
+    rows = [block[at : at + _OLD_ROW_BYTES] for at in range(0, len(block), _OLD_ROW_BYTES)]
+    return b"".join(sorted({row[2:16] + row[24:28] + row[32:] for row in rows}))
 
 
 def _rows(block: bytes) -> list[Row]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from xplat_stream.event import hash_text
-from xplat_stream.state import Publication, TextEntry, UserState
-from xplat_stream.window import BehaviorWindow, WindowEvent, WindowSpec
+from xplat_stream.event import Event, Millis, Object, UserId, hash_text
+from xplat_stream.state import Publication, TextEntry, UserState, glance
+from xplat_stream.window import BehaviorWindow, WindowEvent, WindowSpec, row_of
 
 FOLDER = Path(__file__).parent
 SPEC = WindowSpec()
@@ -24,10 +24,22 @@ EVENTS = [
     WindowEvent("vidéo", "like", BASE_MS + 5, NOTHING),
 ]
 STATES = {
-    "user-state-1.bin": (EVENTS, Publication(12, 3, (0, 32768, 65535), pending=True)),
-    "user-state-1-unpublished.bin": (EVENTS, Publication(1)),
-    "user-state-1-empty.bin": ([], Publication()),
+    "user-state-1{}.bin": (EVENTS, Publication(12, 3, (0, 32768, 65535), pending=True)),
+    "user-state-1{}-unpublished.bin": (EVENTS, Publication(1)),
+    "user-state-1{}-empty.bin": ([], Publication()),
 }
+WINDOWS = ("", "-window-2")
+"""Formats of the window inside: 1, and what is written now."""
+
+KNOWN = "user-state-1-known-event.bin"
+KNOWN_EVENT = Event(
+    "//shop.example.com#17",
+    UserId("u"),
+    "shop",
+    "view",
+    Object("8472", "product", title="running shoes", iab=("483", "596")),
+    Millis(BASE_MS),
+)
 TEXTS = {
     "text-entry-1.bin": TextEntry("running shoes", ("483", "596"), 2, bytes.fromhex("003c00bc")),
     "text-entry-1-unencoded.bin": TextEntry("ünïcödé ☕"),
@@ -36,18 +48,28 @@ TEXTS = {
 
 def test_every_file_is_read_by_a_test() -> None:
     """No golden record lies here unread."""
-    assert {path.name for path in FOLDER.glob("*.bin")} == {*STATES, *TEXTS}
+    states = {name.format(window) for name in STATES for window in WINDOWS}
+    assert {path.name for path in FOLDER.glob("*.bin")} == {*states, *TEXTS, KNOWN}
 
 
+@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("name", STATES)
-def test_user_states_of_format_1(name: str) -> None:
-    """Window, revision, release, scores and the pending mark are what was written; writing gives the same bytes."""
+def test_user_states_of_format_1(name: str, window: str) -> None:
+    """Window, revision, release, scores and the pending mark are what was written; writing gives today's bytes."""
     events, publication = STATES[name]
-    packed = (FOLDER / name).read_bytes()
+    packed = (FOLDER / name.format(window)).read_bytes()
     state = UserState.unpack(SPEC, packed)
     assert state.window.events() == events
     assert state.publication == publication
-    assert state.pack() == packed
+    assert state.pack() == (FOLDER / name.format(WINDOWS[-1])).read_bytes()
+    assert glance(packed) == state.glance()
+
+
+def test_an_event_that_comes_again_after_an_upgrade_is_the_one_that_is_held() -> None:
+    """The row of an event in a window of format 1 is the one that the event gives today: nothing is held twice."""
+    window = UserState.unpack(SPEC, (FOLDER / KNOWN).read_bytes()).window
+    assert window.fold([("shop", row_of(KNOWN_EVENT))]) == window
+    assert len(window) == 1
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -58,10 +80,10 @@ def test_text_entries_of_format_1(name: str) -> None:
     assert TEXTS[name].pack() == packed
 
 
-@pytest.mark.parametrize("version", [0, *range(2, 256)])
+@pytest.mark.parametrize("version", [0, *range(3, 256)])
 def test_unknown_formats_are_refused(version: int) -> None:
     """A state or window of another format number is a `ValueError` that names it, never a misread window."""
-    packed = (FOLDER / "user-state-1-unpublished.bin").read_bytes()
+    packed = (FOLDER / "user-state-1-window-2-unpublished.bin").read_bytes()
     window = bytes(UserState.unpack(SPEC, packed).window)
     with pytest.raises(ValueError, match=rf"format.*{version:02x}"):
         UserState.unpack(SPEC, bytes([version]) + packed[1:])

@@ -199,13 +199,13 @@ async def test_a_lane_that_is_behind_gathers(owned: Callable[..., Lanes]) -> Non
 
 @pytest.mark.parametrize("limit", ["time", "users"])
 async def test_gathering_ends(owned: Callable[..., Lanes], monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    """When its time is over, though nothing more came; and when there are as many users as a chunk has events."""
+    """When its time is over, though nothing more came; and when there are as many users as four chunks have events."""
     if limit == "time":
         monkeypatch.setattr("streams.lanes._GATHER_S", 0)
     pipeline = FakePipeline()
     lanes = owned(pipeline)
     await lanes.take_over([0])
-    event = FakeEvent(*range(1 if limit == "time" else 4), behind=1_000)
+    event = FakeEvent(*range(1 if limit == "time" else 16), behind=1_000)
     await lanes.put(event)
     await until(lambda: event.acked)
     await lanes.let_go()

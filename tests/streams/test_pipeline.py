@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.streams.conftest import PARTITIONS, RECEIVED_MS, Bench, user_on, without
 from xplat_stream.adapters import encode_event
 from xplat_stream.errors import DeliveryError, InvalidScores
-from xplat_stream.event import UserId
+from xplat_stream.event import UserId, hash_text, item_text
 from xplat_stream.kafka.topics import PROFILES, REJECTED, REKEYED, changelog_topic
 from xplat_stream.serving.texts import TextVectors
 from xplat_stream.state import UserState
@@ -82,6 +82,23 @@ async def test_every_touched_user_is_written_and_published_once(bench: Bench) ->
     bench.store.write()
     assert bench.store.changelog_position() == len(bench.outbox.on(CHANGELOG))
     assert (bench.metrics.events, bench.metrics.updates, bench.metrics.chunks) == (12, 3, 1)
+
+
+@pytest.mark.parametrize("release", [None, make_release()], ids=["without", "with"])
+async def test_more_users_than_a_chunk_may_have_are_published_in_turns(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, release: Release | None
+) -> None:
+    """Folded and logged together, in turns no larger than a chunk after that: each once, and every text is kept."""
+    few = msgspec.structs.replace(bench.settings.worker, chunk_events=2)
+    monkeypatch.setattr(bench.pipeline, "_settings", msgspec.structs.replace(bench.settings, worker=few))
+    bench.pipeline.release = release
+    users = [user_on(bench.partition, number) for number in range(5)]
+    events = [make_event(user_id=user) for user in users]
+    await bench.handle(*map(bench.record, events))
+    assert sorted(one.data.user_id for one in bench.profiles()) == sorted(users)
+    assert bench.outbox.steps.count(f"send {PROFILES}") == 3
+    assert sorted(key.decode() for key, _ in bench.states()) == sorted(users)
+    assert all(bench.store.has_text(hash_text(item_text(event.object))) for event in events)
 
 
 async def test_handling_the_same_records_again_changes_no_window(bench: Bench) -> None:
