@@ -97,7 +97,7 @@ class Worker:
         assert self.running, f"worker ended with {self.process.returncode} instead of: {what}\n{self.words()}"
         assert condition(), f"worker did not {what} within {within_s:.0f} s\n{self.words()}"
 
-    def end(self, number: int = signal.SIGTERM, *, within_s: float = 20.0) -> int:
+    def end(self, number: int = signal.SIGTERM, *, within_s: float = 60.0) -> int:
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(within_s)

@@ -121,7 +121,7 @@ def test_letters_are_explained_mended_and_replayed_once(group: Settings, start_w
             env=environment(group),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         assert done.returncode == 0, done.stderr

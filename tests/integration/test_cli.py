@@ -36,7 +36,7 @@ def xplat(group: Settings, tmp_path: Path) -> Callable[..., subprocess.Completed
         set_here = environment(settings or group, **variables)
         kept = {name: value for name, value in set_here.items() if value}
         return subprocess.run(
-            [str(XPLAT), *arguments], env=kept, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            [str(XPLAT), *arguments], env=kept, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False
         )
 
     return run

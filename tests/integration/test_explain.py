@@ -34,7 +34,7 @@ def xplat(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(XPLAT), "explain", *arguments]
         kept = environment(settings)
-        return subprocess.run(command, env=kept, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, env=kept, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False)
 
     return run
 

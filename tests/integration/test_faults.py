@@ -46,7 +46,7 @@ def delete(settings: Settings, topic: str) -> None:
     """Delete a topic and wait until it is gone."""
     client = admin(settings)
     client.delete_topics([topic])[topic].result()
-    assert wait_for(lambda: topic not in client.list_topics(timeout=10).topics, timeout_s=20)
+    assert wait_for(lambda: topic not in client.list_topics(timeout=10).topics, timeout_s=60)
 
 
 @pytest.mark.parametrize("which", ["changelog", "profiles"])

@@ -131,7 +131,7 @@ def test_a_changelog_made_again_is_told_and_then_rebuilt(
     before = topic_facts(stopped, topic)
     client = admin(stopped)
     client.delete_topics([topic])[topic].result()
-    wait_for(lambda: topic not in partition_counts(stopped), timeout_s=20)
+    wait_for(lambda: topic not in partition_counts(stopped), timeout_s=60)
     create_topics(stopped)
     assert topic_facts(stopped, topic).topic_id != before.topic_id
     more(stopped, request.node.name)
@@ -152,5 +152,5 @@ def _delete_group(settings: Settings) -> None:
     def is_empty() -> bool:
         return client.describe_consumer_groups([group])[group].result().state == ConsumerGroupState.EMPTY
 
-    wait_for(is_empty, timeout_s=30)
+    wait_for(is_empty, timeout_s=60)
     client.delete_consumer_groups([group])[group].result()

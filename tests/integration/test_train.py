@@ -92,12 +92,12 @@ def test_from_the_log_to_profiles_that_know_people(
 
     first = train(own, QUICK)
     worker = start_worker(own).ready()
-    assert wait_until_caught_up(own, timeout_s=90), worker.words()
+    assert wait_until_caught_up(own, timeout_s=180), worker.words()
     second = train(own, msgspec.structs.replace(QUICK, head_only=True))
     assert second.promoted, second.verdict
     worker.until(lambda: worker.metrics.release == second.release, "switch to the second release")
     simulate(own, population, rate_per_s=100, seconds=3)
-    assert wait_until_caught_up(own, timeout_s=60), worker.words()
+    assert wait_until_caught_up(own, timeout_s=180), worker.words()
 
     verdict = verify(own)
     truth = msgspec.json.decode(truth_path.read_bytes())["users"]
@@ -186,7 +186,7 @@ def test_a_recorded_folder_becomes_a_release(own: Settings, start_worker: Callab
     create_topics(there)
     replay(there, folder)
     worker = start_worker(there).ready()
-    assert wait_until_caught_up(there, timeout_s=90), worker.words()
+    assert wait_until_caught_up(there, timeout_s=180), worker.words()
     told = explain(there, UserId(odd_name(0)), Question(interests=1))
 
     assert (found.previous, manifest.encoder) == (before.number, before.encoder)

@@ -201,7 +201,7 @@ async def test_a_blocked_delivery_ends_with_the_flow(consumer: ChunkConsumer) ->
     delivery = asyncio.create_task(consumer._deliver(SHOP, raw_records(5), GENERATION))
     await asyncio.sleep(0)
     consumer.stop_flow()
-    await asyncio.wait_for(delivery, 5)
+    await asyncio.wait_for(delivery, 60)
     assert sink.offsets == []
 
 
@@ -241,7 +241,7 @@ async def test_stopping_the_flow_waits_for_the_fetch_under_way(
     await asyncio.sleep(0)
     assert not waiting.done()
     answer.set_result({})
-    await asyncio.wait_for(asyncio.gather(fetch, waiting), 5)
+    await asyncio.wait_for(asyncio.gather(fetch, waiting), 60)
 
 
 async def test_what_is_fetched_after_a_rebalance_is_delivered(
@@ -271,7 +271,7 @@ async def test_what_is_fetched_after_a_rebalance_is_delivered(
     consumer.app.consumer_generation_id = GENERATION + 1
     consumer._read_offset[SHOP] = 5
     consumer.resume_flow()
-    await asyncio.wait_for(delivered.wait(), 5)
+    await asyncio.wait_for(delivered.wait(), 60)
     assert sink.offsets == [[5, 6, 7], [8]]
     draining.cancel()
     with contextlib.suppress(asyncio.CancelledError):

@@ -260,7 +260,7 @@ async def test_g_stock_take_acknowledges_what_failed(stock_consumer: Consumer) -
     event = _event(stock_consumer.app)
     stream = await _stream(stock_consumer.app, event)
     batches = stream.take(1, within=5)
-    assert await asyncio.wait_for(anext(batches), 5) == [event.value]
+    assert await asyncio.wait_for(anext(batches), 60) == [event.value]
     with pytest.raises(ValueError, match="own"):
         await batches.athrow(ValueError("the agent's own"))
     assert event.message.acked
@@ -353,7 +353,7 @@ async def test_j_stock_applies_a_stranger_to_the_table_before(stock_consumer: Co
             SimpleNamespace(message=SimpleNamespace(tp=CHANGELOG._replace(partition=partition), offset=offset))
         )
     task = asyncio.ensure_future(StockRecovery._slurp_changelogs.fun(recovery))
-    await asyncio.wait_for(done.wait(), 5)
+    await asyncio.wait_for(done.wait(), 60)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert applied == [0, 7, 0]

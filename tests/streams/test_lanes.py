@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from tests.streams.conftest import FakeChangelog
 
-PATIENCE_S = 5.0
+PATIENCE_S = 60.0
 
 
 class FakeEvent:

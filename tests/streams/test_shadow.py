@@ -221,7 +221,7 @@ async def test_the_task_compares_what_comes(bench: Bench) -> None:
     for other in (make_release(1, 2, width=5), OLD):
         watch(bench, other=other)
         await bench.handle(bench.record(make_event(user_id=USER)))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while bench.shadow.pair is not None and not counted(bench).compared:  # noqa: ASYNC110 - two conditions
                 await asyncio.sleep(0)
     assert counted(bench).compared == 1

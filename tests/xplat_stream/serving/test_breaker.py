@@ -19,7 +19,7 @@ RELEASE = make_release()
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let other tasks run until the condition holds."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - conditions of several objects
             await asyncio.sleep(0)
 
