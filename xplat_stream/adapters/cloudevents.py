@@ -66,7 +66,7 @@ def decode_event(value: bytes | None) -> Event | None:
     if len(value) > MAX_EVENT_BYTES:
         raise RejectedEvent("size", f"{len(value)} bytes; at most {MAX_EVENT_BYTES}")
     try:
-        value.decode()  # msgspec looks at no byte of a field it skips
+        value.isascii() or value.decode()  # msgspec looks at no byte of a field it skips
         envelope = _decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _reject(value, error)
