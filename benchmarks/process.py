@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 
 from benchmarks.peers.environments import PROJECT
-from benchmarks.stack import cpu_s
+from benchmarks.stack import cpu_s, peak_bytes
 from benchmarks.trace import Sample, Trace, steps_of
 from xplat_stream.errors import StackError
 from xplat_stream.kafka.log import log_consumer
@@ -90,15 +89,10 @@ def _followed(
         silent_s = time.monotonic() - heard
         if silent_s > _QUIET_S:
             if sum(map(workload.folded, range(workload.partitions), ends)) == workload.events:
-                return Trace(samples, steps_of(newest, workload.folded), outputs, _peak_bytes(process.pid))
+                return Trace(samples, steps_of(newest, workload.folded), outputs, peak_bytes(process.pid))
             if silent_s > _PATIENCE_S:
                 break
     return None
-
-
-def _peak_bytes(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text("ascii")
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

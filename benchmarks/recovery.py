@@ -56,6 +56,8 @@ class RecoveryResult(msgspec.Struct, frozen=True):
     users_per_s: float
     cpu_us_per_user: float
     """User and system time of the whole worker process meanwhile."""
+    peak_mb: int
+    """Memory of the worker process, at the most."""
     stock_users: int
     stock_value_bytes: int
     stock_restore_s: float
@@ -86,7 +88,7 @@ def bench_recovery(*, users: int, stock_users: int, rows: int, report: Callable[
         report(f"{users} users of {value_bytes} bytes written")
         variables = environment(settings, home)
         log = home / "worker.log"
-        samples = run_until(lambda: bool(_RESTORED.search(_text(log))), "streams.app", variables, log, loglevel="info")
+        ran = run_until(lambda: bool(_RESTORED.search(_text(log))), "streams.app", variables, log, loglevel="info")
         _, restored, took = _found(_RESTORED, log)
         restore_s = float(took)
         if int(restored) != users:
@@ -96,13 +98,13 @@ def bench_recovery(*, users: int, stock_users: int, rows: int, report: Callable[
                 expected=f"{users}",
                 fix="Read the log: another worker may have used this stack.",
             )
-        cpu_us = _cpu_us(samples, _time(_RESTORED, log), restore_s) / users
+        cpu_us = _cpu_us(ran.samples, _time(_RESTORED, log), restore_s) / users
         report(f"worker: {users / restore_s:,.0f} users/s, {cpu_us:.1f} us of processor time a user")
         log = home / "stock.log"
         variables = Place(settings, home / "stock", behavior_topic(PLATFORM), "bench.stock").environment()
-        samples = run_until(lambda: bool(_STOCK_DONE.search(_text(log))), STOCK_APP, variables, log, loglevel="info")
+        stock = run_until(lambda: bool(_STOCK_DONE.search(_text(log))), STOCK_APP, variables, log, loglevel="info")
         stock_s = (_time(_STOCK_DONE, log) - _time(_STOCK_BEGAN, log)).total_seconds()
-        stock_us = _cpu_us(samples, _time(_STOCK_DONE, log), stock_s) / stock_users
+        stock_us = _cpu_us(stock.samples, _time(_STOCK_DONE, log), stock_s) / stock_users
         report(f"stock Faust tables: {stock_users / stock_s:,.0f} users/s, {stock_us:.1f} us of processor time a user")
         return RecoveryResult(
             users=users,
@@ -111,6 +113,7 @@ def bench_recovery(*, users: int, stock_users: int, rows: int, report: Callable[
             restore_s=restore_s,
             users_per_s=round(users / restore_s),
             cpu_us_per_user=round(cpu_us, 2),
+            peak_mb=round(ran.peak_bytes / 2**20),
             stock_users=stock_users,
             stock_value_bytes=stock_bytes,
             stock_restore_s=round(stock_s, 2),

@@ -10,7 +10,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from confluent_kafka.admin import NewTopic
@@ -93,10 +93,17 @@ def make_topics(settings: Settings, names: Sequence[str], config: Mapping[str, s
         made.result()
 
 
+class Ran(NamedTuple):
+    """What a process took: CPU time all along, and memory at the most."""
+
+    samples: list[Sample]
+    peak_bytes: int
+
+
 def run_until(
     until: Callable[[], bool], module: str, environment: dict[str, str], output: Path, *, loglevel: str = "warn"
-) -> list[Sample]:
-    """Run a Faust worker until a condition holds, stop it, and return its CPU time all along. Raises `StackError`."""
+) -> Ran:
+    """Run a Faust worker until a condition holds, stop it, and return what it took. Raises `StackError`."""
     with output.open("wb") as written:
         samples = [Sample(time.time() * 1000, 0.0)]
         process = subprocess.Popen(
@@ -107,6 +114,7 @@ def run_until(
         while not (done := until()) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(_POLL_S)
             samples.append(Sample(time.time() * 1000, cpu_s(process.pid)))
+        peak = peak_bytes(process.pid)
     finally:
         process.terminate()
         try:
@@ -121,7 +129,16 @@ def run_until(
             expected=f"an end within {_PATIENCE_S:.0f} s",
             fix=output.read_text(errors="replace").strip().rpartition("\n")[2][:300],
         )
-    return samples
+    return Ran(samples, peak)
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the most memory that a process had resident, as the kernel saw it; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def cpu_s(pid: int) -> float:
