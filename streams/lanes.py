@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -311,7 +312,12 @@ class Lanes:
                 store,
                 self._pipeline,
                 self._suspects,
-                Migration(store, self._budget, self._settings.release),
+                Migration(
+                    store,
+                    self._budget,
+                    self._settings.release,
+                    waits=partial(self._pipeline.postponed.waits, partition),
+                ),
                 Warming(store, self._warmer, self._warm_budget, self._settings.release),
                 settings=self._settings.worker,
             )

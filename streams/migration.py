@@ -94,12 +94,14 @@ class Migration:
         budget: Budget,
         settings: ReleaseSettings,
         *,
+        waits: Callable[[UserId], bool] = lambda _: False,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._budget = budget
         self._users = ActiveUsers(store, settings.active_days, now=now)
+        self._waits = waits
         self._clock = clock
         self.progress = Progress()
         self._withdrawn = 0
@@ -137,7 +139,7 @@ class Migration:
         users: list[UserId] = []
         while self._left and len(users) < granted:
             user_id = self._left.popleft()
-            if self._is_left(self._store.user(user_id).glance()):
+            if self._is_left(user_id, self._store.user(user_id).glance()):
                 users.append(user_id)
         self._budget.give_back(granted - len(users))
         if not self._left:
@@ -157,9 +159,9 @@ class Migration:
             self._left.extendleft(reversed(users))
         self._again_at = self._clock() + _AWAY_S
 
-    def _is_left(self, glance: Glance) -> bool:
-        """Tell whether somebody is to be scored again here; `pending` ones are, anyway, as the degraded are."""
-        return glance.release != self.progress.release and not glance.pending
+    def _is_left(self, user_id: UserId, glance: Glance) -> bool:
+        """Tell whether somebody is to be scored again here; the degraded are, anyway, as soon as that can be."""
+        return glance.release != self.progress.release and (not glance.pending or self._waits(user_id))
 
     def _begin(self) -> None:
         self._looking = True
@@ -178,6 +180,6 @@ class Migration:
             self._rest(settled=scored == active)
 
     def _rest(self, *, settled: bool) -> None:
-        """Look again only for those who are pending: who is touched from now on is scored by this release."""
+        """Look again only for those who are degraded: who is touched from now on is scored by this release."""
         self._looking = not settled
         self._again_at = self._clock() + (_LOOK_AGAIN_S if not settled else float("inf"))

@@ -502,3 +502,21 @@ async def test_who_waits_is_scored_when_the_limit_comes_and_not_before(owned: Ca
     await until(lambda: [waits] in pipeline.rescored)
     assert store.pending(limit=9) == []
     await lanes.let_go()
+
+
+async def test_who_waits_is_moved_to_another_release_before_that_is_due(owned: Callable[..., Lanes]) -> None:
+    """A migration does not wait for the limit, and is settled without it."""
+    pipeline = FakePipeline()
+    pipeline.postponed = Postponed(ScoreSettings(), load_taxonomy(), clock=lambda: 0.0)
+    pipeline.release = SimpleNamespace(number=2)
+    lanes = owned(pipeline)
+    await lanes.take_over([0])
+    (store,) = lanes.stores
+    waits = UserId("waits")
+    store.put_user(waits, UserState(BehaviorWindow(store.spec), Publication(1, 1, (7,), pending=True)))
+    store.write()
+    pipeline.postponed._waiting[0] = {waits: (60.0, 0.5)}
+    await until(lambda: lanes.progress[0].settled)
+    assert [users for users in pipeline.rescored if users] == [[waits]]
+    assert lanes.progress[0] == (2, 1, 1, True)
+    await lanes.let_go()
