@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from xplat_stream.settings import ReleaseSettings
     from xplat_stream.state import Glance
 
-_TOGETHER: Final = 16
+_TOGETHER: Final = 8
 """Users scored again together: few, so that a chunk that comes meanwhile does not wait long. With 64, one ordinary
-update in ten took 45 ms or more while users moved, and 20 before."""
+update in ten took 45 ms or more while users moved, and 20 before. Fewer cost more processor time each."""
 
 _BURST_S: Final = 1.0
 """What is not taken for so long is lost: a worker that was busy catches up with its rate, and no further."""
+
+_CATCHING_UP: Final = 2.0
+"""Times its rate, at which it does: all at once, the parts of all lanes met, and chunks waited 60 ms behind them."""
 
 _LEAST_WAIT_S: Final = 0.001
 """Of a fraction of a user, which no clock tells from nothing."""
@@ -45,24 +48,28 @@ class Budget:
         self._clock = clock
         self._most = max(1.0, per_s * _BURST_S)
         self._held = 0.0
-        self._at = clock()
+        self._at = self._next_at = clock()
 
     def take(self, most: int) -> int:
-        """Take as many as there are, up to `most`."""
+        """Take as many as there are, up to `most`; none too soon after others were taken."""
         self._fill()
-        granted = min(most, int(self._held))
-        self._held -= granted
+        granted = min(most, int(self._held)) if self._at >= self._next_at else 0
+        if granted:
+            self._held -= granted
+            self._next_at = self._at + granted / (_CATCHING_UP * self._per_s)
         return granted
 
     def give_back(self, count: int) -> None:
         """Return what was taken and not used."""
         self._held = min(self._most, self._held + count)
+        self._next_at -= count / (_CATCHING_UP * self._per_s)
 
     def wait_s(self, wanted: int) -> float:
         """Return in how many seconds so many can be taken, or as many as it holds at the most."""
         self._fill()
         missing = min(wanted, int(self._most)) - self._held
-        return max(_LEAST_WAIT_S, missing / self._per_s) if missing > 0 else 0.0
+        wait_s = max(missing / self._per_s, self._next_at - self._at)
+        return max(_LEAST_WAIT_S, wait_s) if wait_s > 0 else 0.0
 
     def _fill(self) -> None:
         now = self._clock()

@@ -107,9 +107,26 @@ def test_a_budget_grants_its_rate(bench: Bench) -> None:
         bench.at_s += 0.1
         granted += budget.take(64)
     assert granted == pytest.approx(1000, abs=25)
-    assert budget.wait_s(64) == pytest.approx(0.64, abs=0.12)
+    wait_s = budget.wait_s(64)
+    assert wait_s == pytest.approx(0.64, abs=0.12)
     budget.give_back(3)
-    assert budget.take(64) == 3
+    assert wait_s - budget.wait_s(64) == pytest.approx(0.03)
+
+
+def test_what_was_not_taken_is_caught_up_with_at_twice_the_rate(bench: Bench) -> None:
+    """A worker that was idle for long does not begin with a second's worth of users at once."""
+    budget = Budget(100.0, clock=lambda: bench.at_s)
+    bench.at_s += 60.0
+    began = bench.at_s
+    ends = []
+    for _ in range(51):
+        assert budget.take(8) == 8
+        assert budget.take(8) == 0
+        while (wait_s := budget.wait_s(8)) > 0:
+            bench.at_s += wait_s
+        ends.append(bench.at_s - began)
+    assert ends[9] == pytest.approx(10 * 8 / 200)
+    assert ends[-1] == pytest.approx((52 * 8 - 100) / 100, abs=0.01)
 
 
 def test_active_users_of_another_release_come_most_recent_first(bench: Bench) -> None:
