@@ -94,7 +94,7 @@ class Postponed:
         return user_id in self._waiting.get(partition, ())
 
     def discard(self, partition: int, users: Iterable[UserId]) -> None:
-        """Let users wait no longer, where they did: they were scored before it was due."""
+        """Let users wait no longer, where they did: they were scored sooner, or cannot be."""
         waiting = self._waiting.get(partition, {})
         for user_id in users:
             waiting.pop(user_id, None)
