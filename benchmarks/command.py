@@ -299,7 +299,7 @@ def _refuse(differences: Sequence[str]) -> None:
 def promotion(
     users: Annotated[int, typer.Option(min=100, help="Active users with windows.")] = 20_000,
     rate: Annotated[float, typer.Option(min=1, help="Ordinary events a second.")] = 50.0,
-    steady: Annotated[float, typer.Option(min=5, help="Seconds before the announcement.")] = 30.0,
+    steady: Annotated[float, typer.Option(min=5, help="Seconds before the announcement.")] = 45.0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """A release promoted under load: active users moved within their budget, and how fresh ordinary updates stay."""

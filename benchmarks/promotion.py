@@ -2,9 +2,10 @@
 
 So many users with windows, a steady stream of ordinary updates, and one announcement. **Fresh** is what a consumer
 sees: from the moment an event was written until a profile that holds it was readable. Steady is the state before the
-promotion, migrating what is published from the announcement until the workers report that everybody active is on the
-new release; the loading in between is what `xplat bench swaps` measures. The budget is the number of these users over
-the rate that `release.rescore_per_s` allows one worker.
+promotion, once whoever waited for scoring since the windows were given has been scored; migrating what is published
+from the announcement until the workers report that everybody active is on the new release; the loading in between is
+what `xplat bench swaps` measures. The budget is the number of these users over the rate that `release.rescore_per_s`
+allows one worker.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ def bench_promotion(*, users: int, rate: float, steady_s: float, report: Callabl
             report(f"giving {users} users windows")
             give_windows(settings, worker, users=users, each=_EVENTS_EACH)
             with Traffic(settings, people(users), rate) as traffic:
+                # Until whoever waits for scoring since the windows were given has come due: that is a burst of its own.
+                time.sleep(settings.score.stale_s)
                 begun = time.time()
                 time.sleep(steady_s)
                 started = time.time()

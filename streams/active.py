@@ -51,7 +51,7 @@ class ActiveUsers:
         self._found: list[tuple[bool, int, UserId]] = []
         self._seen: Counter[tuple[int, int]] = Counter()
 
-    def look(self, wanted: Callable[[Glance], bool] = lambda _: True, *, withdrawn: int = 0) -> Active | None:
+    def look(self, wanted: Callable[[UserId, Glance], bool] = lambda *_: True, *, withdrawn: int = 0) -> Active | None:
         """Look at some more users; return what was found when all have been seen.
 
         `wanted`: whom to look for. `withdrawn`: a release whose users count as active, however long ago they were,
@@ -60,7 +60,7 @@ class ActiveUsers:
         glances = self._store.glances(limit=_LOOKED_AT, after=self._after)
         for user_id, glance in glances:
             self._seen[glance.end // _HOUR_MS, glance.release] += 1
-            if wanted(glance):
+            if wanted(user_id, glance):
                 place = (glance.release == withdrawn != 0, glance.end, user_id)
                 (heappush if len(self._found) < HELD else heappushpop)(self._found, place)
         if len(glances) == _LOOKED_AT:

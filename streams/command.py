@@ -47,7 +47,8 @@ def worker(
         loglevel,
     ]
     sys.stdout.flush()
-    environment = {**os.environ, "XPLAT_PLATFORMS": ",".join(platforms)}
+    # One thread for numpy: its products here are small, and a second one spins between them on a core that others need.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "XPLAT_PLATFORMS": ",".join(platforms)}
     if supervise:
         raise typer.Exit(Supervisor(arguments, environment, Path(settings.worker.datadir)).run())
     os.execve(sys.executable, arguments, environment)  # noqa: S606 - no shell is wanted

@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("xplat.worker")
 
-_RESCORED_TOGETHER: Final = 256
+_RESCORED_TOGETHER: Final = 64
+"""So few that a chunk which comes meanwhile does not wait long."""
+
 _RESCORE_SOON_S: Final = 0.05
 _RESCORE_LATER_S: Final = 1.0
 _GATHER_S: Final = 1.0
@@ -76,6 +79,7 @@ class Lane:
         self._suspects = suspects
         self._chunk_events = settings.chunk_events
         self._folder = Path(settings.datadir)
+        self._due_together = _RESCORED_TOGETHER
         self._rescored_up_to: UserId | None = None
         self._rescore_in_s = _RESCORE_SOON_S
         self._look_at = 0.0
@@ -143,6 +147,7 @@ class Lane:
                 records.clear()  # of a chunk that waits for others only the offsets are needed
                 event = await self._joining(events[-1].message, admitted, until)
             await self._pipeline.finish(self.store, self.partition, admitted)
+        self._due_together = max(_RESCORED_TOGETHER, len(admitted.users))
         return events
 
     async def _joining(self, last: Chunk, admitted: Admitted, until: float) -> Any:
@@ -181,16 +186,21 @@ class Lane:
         note_in_hand(self._folder, self.partition, ())
 
     async def _rescore(self) -> None:
-        """Score those whose limit has come, all of them, and some of those whom the model server left pending."""
-        postponed, scored = self._pipeline.postponed, 0
-        while users := postponed.due(self.partition, most=_RESCORED_TOGETHER):
-            scored += await self._pipeline.rescore(self.store, self.partition, users)
+        """Score some of those whose limit has come, and of those whom the model server left pending.
+
+        Of the former as many as the last chunk had users, so that no more begin to wait than are scored.
+        """
+        postponed, left = self._pipeline.postponed, 0
+        due = postponed.due(self.partition, most=self._due_together)
+        scored = await self._pipeline.rescore(self.store, self.partition, due)
         now = time.monotonic()
         if not postponed.count(self.partition) or now >= self._look_at:
-            users = self._left_pending()
-            scored += await self._pipeline.rescore(self.store, self.partition, users)
-            self._look_at = now if scored else now + _RESCORE_LATER_S
-        self._rescore_in_s = _RESCORE_SOON_S if scored else _RESCORE_LATER_S
+            left = await self._pipeline.rescore(self.store, self.partition, self._left_pending())
+            self._look_at = now if left else now + _RESCORE_LATER_S
+        if len(due) == self._due_together:
+            self._rescore_in_s = 0.0
+        else:
+            self._rescore_in_s = _RESCORE_SOON_S if scored or left else _RESCORE_LATER_S
 
     def _left_pending(self) -> list[UserId]:
         """Return the next users who are pending and do not wait for their limit; after a restart, all are such."""
@@ -314,7 +324,12 @@ class Lanes:
                 store,
                 self._pipeline,
                 self._suspects,
-                Migration(store, self._budget, self._settings.release),
+                Migration(
+                    store,
+                    self._budget,
+                    self._settings.release,
+                    waits=partial(self._pipeline.postponed.waits, partition),
+                ),
                 Warming(store, self._warmer, self._warm_budget, self._settings.release),
                 settings=self._settings.worker,
             )

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from xplat_stream.settings import ReleaseSettings
     from xplat_stream.state import Glance
 
-_TOGETHER: Final = 16
+_TOGETHER: Final = 8
 """Users scored again together: few, so that a chunk that comes meanwhile does not wait long. With 64, one ordinary
-update in ten took 45 ms or more while users moved, and 20 before."""
+update in ten took 45 ms or more while users moved, and 20 before. Fewer cost more processor time each."""
 
 _BURST_S: Final = 1.0
 """What is not taken for so long is lost: a worker that was busy catches up with its rate, and no further."""
+
+_CATCHING_UP: Final = 2.0
+"""Times its rate, at which it does: all at once, the parts of all lanes met, and chunks waited 60 ms behind them."""
 
 _LEAST_WAIT_S: Final = 0.001
 """Of a fraction of a user, which no clock tells from nothing."""
@@ -45,24 +48,28 @@ class Budget:
         self._clock = clock
         self._most = max(1.0, per_s * _BURST_S)
         self._held = 0.0
-        self._at = clock()
+        self._at = self._next_at = clock()
 
     def take(self, most: int) -> int:
-        """Take as many as there are, up to `most`."""
+        """Take as many as there are, up to `most`; none too soon after others were taken."""
         self._fill()
-        granted = min(most, int(self._held))
-        self._held -= granted
+        granted = min(most, int(self._held)) if self._at >= self._next_at else 0
+        if granted:
+            self._held -= granted
+            self._next_at = self._at + granted / (_CATCHING_UP * self._per_s)
         return granted
 
     def give_back(self, count: int) -> None:
         """Return what was taken and not used."""
         self._held = min(self._most, self._held + count)
+        self._next_at -= count / (_CATCHING_UP * self._per_s)
 
     def wait_s(self, wanted: int) -> float:
         """Return in how many seconds so many can be taken, or as many as it holds at the most."""
         self._fill()
         missing = min(wanted, int(self._most)) - self._held
-        return max(_LEAST_WAIT_S, missing / self._per_s) if missing > 0 else 0.0
+        wait_s = max(missing / self._per_s, self._next_at - self._at)
+        return max(_LEAST_WAIT_S, wait_s) if wait_s > 0 else 0.0
 
     def _fill(self) -> None:
         now = self._clock()
@@ -94,12 +101,14 @@ class Migration:
         budget: Budget,
         settings: ReleaseSettings,
         *,
+        waits: Callable[[UserId], bool] = lambda _: False,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._budget = budget
         self._users = ActiveUsers(store, settings.active_days, now=now)
+        self._waits = waits
         self._clock = clock
         self.progress = Progress()
         self._withdrawn = 0
@@ -137,7 +146,7 @@ class Migration:
         users: list[UserId] = []
         while self._left and len(users) < granted:
             user_id = self._left.popleft()
-            if self._is_left(self._store.user(user_id).glance()):
+            if self._is_left(user_id, self._store.user(user_id).glance()):
                 users.append(user_id)
         self._budget.give_back(granted - len(users))
         if not self._left:
@@ -157,9 +166,9 @@ class Migration:
             self._left.extendleft(reversed(users))
         self._again_at = self._clock() + _AWAY_S
 
-    def _is_left(self, glance: Glance) -> bool:
-        """Tell whether somebody is to be scored again here; `pending` ones are, anyway, as the degraded are."""
-        return glance.release != self.progress.release and not glance.pending
+    def _is_left(self, user_id: UserId, glance: Glance) -> bool:
+        """Tell whether somebody is to be scored again here; the degraded are, anyway, as soon as that can be."""
+        return glance.release != self.progress.release and (not glance.pending or self._waits(user_id))
 
     def _begin(self) -> None:
         self._looking = True
@@ -178,6 +187,6 @@ class Migration:
             self._rest(settled=scored == active)
 
     def _rest(self, *, settled: bool) -> None:
-        """Look again only for those who are pending: who is touched from now on is scored by this release."""
+        """Look again only for those who are degraded: who is touched from now on is scored by this release."""
         self._looking = not settled
         self._again_at = self._clock() + (_LOOK_AGAIN_S if not settled else float("inf"))

@@ -218,12 +218,14 @@ class Pipeline:
         except InvalidScores as error:
             if len(users) == 1:
                 log.warning("a window cannot be scored, its profile stays as it is: %s", error)
+                self.postponed.discard(partition, users)
                 if not held[users[0]].pending:
                     store.put_user(users[0], _pending(held[users[0]]))
                     await self.flush(store, partition)
                 return 0
             half = len(users) // 2
             return sum([await self.rescore(store, partition, part) for part in (users[:half], users[half:])])
+        self.postponed.discard(partition, states)
         causes: Causes = {user_id: "model" for user_id, state in states.items() if not state.pending}
         profiles = self._scored(store, states, scores, causes, release)
         for user_id in states:

@@ -90,8 +90,14 @@ class Postponed:
         return len(self._waiting.get(partition, ()))
 
     def waits(self, partition: int, user_id: UserId) -> bool:
-        """Tell whether a user waits here, and is not to be scored before that is due."""
+        """Tell whether a user waits here, and is scored when that is due."""
         return user_id in self._waiting.get(partition, ())
+
+    def discard(self, partition: int, users: Iterable[UserId]) -> None:
+        """Let users wait no longer, where they did: they were scored sooner, or cannot be."""
+        waiting = self._waiting.get(partition, {})
+        for user_id in users:
+            waiting.pop(user_id, None)
 
     def due(self, partition: int, *, most: int) -> list[UserId]:
         """Take users out whose limit has come, those that are expected to change most first, at most `most`."""

@@ -205,7 +205,7 @@ class Worker:
             progress = list(self._lanes.progress.values()) if self._lanes else []
             self._metrics.active_users = sum(one.active for one in progress)
             self._metrics.active_scored = sum(one.scored for one in progress)
-            self._metrics.write(self._folder)
+            await asyncio.to_thread(self._metrics.write, self._folder)  # a rename may wait for the disk
             await asyncio.sleep(_METRICS_INTERVAL_S)
 
 

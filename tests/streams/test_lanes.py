@@ -502,3 +502,54 @@ async def test_who_waits_is_scored_when_the_limit_comes_and_not_before(owned: Ca
     await until(lambda: [waits] in pipeline.rescored)
     assert store.pending(limit=9) == []
     await lanes.let_go()
+
+
+async def test_a_chunk_goes_between_parts_of_those_whose_limit_has_come(owned: Callable[..., Lanes]) -> None:
+    """However many are due at once, what comes meanwhile waits for one part of them; nobody is left or scored twice."""
+    steps: list[int | str] = []
+    event = FakeEvent(1)
+
+    class Noting(FakePipeline):
+        async def rescore(self, store: PartitionStore, partition: int, users: list[UserId]) -> int:
+            if users and not steps:
+                await lanes.put(event)
+            if users:
+                steps.append(len(users))
+            return await super().rescore(store, partition, users)
+
+        async def finish(self, store: PartitionStore, partition: int, admitted: Admitted) -> None:
+            steps.append("chunk")
+            await super().finish(store, partition, admitted)
+
+    pipeline = Noting()
+    pipeline.postponed = Postponed(ScoreSettings(), load_taxonomy(), clock=lambda: 60.0)
+    lanes = owned(pipeline)
+    await lanes.take_over([0])
+    (store,) = lanes.stores
+    users = [UserId(f"user-{number:03}") for number in range(200)]
+    for user in users:
+        store.put_user(user, UserState(BehaviorWindow(store.spec), Publication(revision=1, pending=True)))
+    store.write()
+    pipeline.postponed._waiting[0] = dict.fromkeys(users, (60.0, 0.5))
+    await until(lambda: not store.has_pending)
+    assert steps == [64, "chunk", 64, 64, 8]
+    assert sorted(user for part in pipeline.rescored for user in part) == users
+    await lanes.let_go()
+
+
+async def test_who_waits_is_moved_to_another_release_before_that_is_due(owned: Callable[..., Lanes]) -> None:
+    """A migration does not wait for the limit, and is settled without it."""
+    pipeline = FakePipeline()
+    pipeline.postponed = Postponed(ScoreSettings(), load_taxonomy(), clock=lambda: 0.0)
+    pipeline.release = SimpleNamespace(number=2)
+    lanes = owned(pipeline)
+    await lanes.take_over([0])
+    (store,) = lanes.stores
+    waits = UserId("waits")
+    store.put_user(waits, UserState(BehaviorWindow(store.spec), Publication(1, 1, (7,), pending=True)))
+    store.write()
+    pipeline.postponed._waiting[0] = {waits: (60.0, 0.5)}
+    await until(lambda: lanes.progress[0].settled)
+    assert [users for users in pipeline.rescored if users] == [[waits]]
+    assert lanes.progress[0] == (2, 1, 1, True)
+    await lanes.let_go()

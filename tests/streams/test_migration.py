@@ -35,6 +35,7 @@ class Bench:
         self.at_s = 0.0
         self.now_s = START.timestamp() + 1e6
         self.budget = Budget(100.0, clock=lambda: self.at_s)
+        self.waiting: set[UserId] = set()
         self.at_s = 60.0
         self.migration = self.begin()
 
@@ -44,6 +45,7 @@ class Bench:
             self.store,
             self.budget,
             ReleaseSettings(active_days=1.0),
+            waits=self.waiting.__contains__,
             clock=lambda: self.at_s,
             now=lambda: self.now_s,
         )
@@ -105,13 +107,30 @@ def test_a_budget_grants_its_rate(bench: Bench) -> None:
         bench.at_s += 0.1
         granted += budget.take(64)
     assert granted == pytest.approx(1000, abs=25)
-    assert budget.wait_s(64) == pytest.approx(0.64, abs=0.12)
+    wait_s = budget.wait_s(64)
+    assert wait_s == pytest.approx(0.64, abs=0.12)
     budget.give_back(3)
-    assert budget.take(64) == 3
+    assert wait_s - budget.wait_s(64) == pytest.approx(0.03)
+
+
+def test_what_was_not_taken_is_caught_up_with_at_twice_the_rate(bench: Bench) -> None:
+    """A worker that was idle for long does not begin with a second's worth of users at once."""
+    budget = Budget(100.0, clock=lambda: bench.at_s)
+    bench.at_s += 60.0
+    began = bench.at_s
+    ends = []
+    for _ in range(51):
+        assert budget.take(8) == 8
+        assert budget.take(8) == 0
+        while (wait_s := budget.wait_s(8)) > 0:
+            bench.at_s += wait_s
+        ends.append(bench.at_s - began)
+    assert ends[9] == pytest.approx(10 * 8 / 200)
+    assert ends[-1] == pytest.approx((52 * 8 - 100) / 100, abs=0.01)
 
 
 def test_active_users_of_another_release_come_most_recent_first(bench: Bench) -> None:
-    """The inactive, the pending and those on the release already are left alone."""
+    """The inactive, the degraded and those on the release already are left alone."""
     for hour in (1, 40, 50, 45, 48):
         bench.put(f"u{hour}", hour=hour, release=1)
     bench.put("done", hour=49, release=2)
@@ -121,6 +140,24 @@ def test_active_users_of_another_release_come_most_recent_first(bench: Bench) ->
     bench.put("degraded", hour=49, release=2)
     assert bench.all_of(2) == []
     assert bench.migration.progress == Progress(2, active=6, scored=6, settled=True)
+
+
+def test_who_waits_for_scoring_is_moved_like_the_others(bench: Bench) -> None:
+    """Within the budget and not only when scoring is due; who was scored or degraded meanwhile is left out."""
+    for hour in (47, 48, 49, 50):
+        bench.put(f"u{hour}", hour=hour, release=1, pending=True)
+        bench.waiting.add(UserId(f"u{hour}"))
+    bench.put("else", hour=46, release=1)
+    assert bench.migration.take(2) == []
+    bench.put("u48", hour=48, release=2)
+    bench.waiting.remove(UserId("u47"))
+    held_s = bench.budget.wait_s(100)
+    users = bench.migration.take(2)
+    assert users == ["u50", "u49", "else"]
+    assert bench.budget.wait_s(100) - held_s == pytest.approx(len(users) / 100)
+    bench.score(users, 2)
+    assert bench.migration.take(2) == []
+    assert bench.migration.progress == Progress(2, active=5, scored=4, settled=False)
 
 
 def test_all_are_settled_only_by_a_look_at_all(bench: Bench) -> None:

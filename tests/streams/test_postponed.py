@@ -148,6 +148,36 @@ async def test_an_event_that_is_scored_ends_the_waiting(bench: Bench, clock: Clo
     assert bench.pipeline.postponed.due(bench.partition, most=9) == []
 
 
+async def test_who_is_scored_again_sooner_waits_no_longer(bench: Bench, clock: Clock) -> None:
+    """A migration takes those who wait as well: a model server that is away leaves them waiting, an answer ends it."""
+    await act(bench)
+    await act(bench)
+    pipeline = bench.pipeline
+    pipeline.release = make_release(2, margin=-1e9)
+    bench.scorer.fail_next()
+    assert await pipeline.rescore(bench.store, bench.partition, [USER]) == 0
+    assert pipeline.postponed.waits(bench.partition, USER)
+    assert await pipeline.rescore(bench.store, bench.partition, [USER]) == 1
+    assert bench.store.pending(limit=9) == []
+    last = bench.profiles()[-1].data
+    assert (last.status, last.revision, last.scored_revision, last.model.release) == ("fresh", 3, 3, 2)
+    clock.now = SETTINGS.stale_s
+    assert pipeline.postponed.due(bench.partition, most=9) == []
+    await act(bench)
+    assert [one.data.status for one in bench.profiles()] == ["fresh", "stale", "fresh", "stale"]
+
+
+async def test_who_waits_and_cannot_be_scored_is_left_to_the_degraded(bench: Bench, clock: Clock) -> None:
+    """A window for which the model answers nonsense is still owed a scoring, and is not taken for one that waits."""
+    await act(bench)
+    await act(bench)
+    bench.scorer.reject_next()
+    assert await bench.pipeline.rescore(bench.store, bench.partition, [USER]) == 0
+    assert bench.store.pending(limit=9) == [USER]
+    assert not bench.pipeline.postponed.waits(bench.partition, USER)
+    assert clock.now == 0
+
+
 def test_who_is_expected_to_change_most_goes_first(clock: Clock, bench: Bench) -> None:
     """Of those whose limit has come: by the lead of their labels on top, and nobody is dropped."""
     postponed = bench.pipeline.postponed

@@ -21,6 +21,7 @@ import shutil
 import uuid
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -314,8 +315,8 @@ class ModelRepository:
             )
         self.require_signed(number)
         self.require_intact(number, manifest.files)
-        tokenizer = self.folder(ENCODER, manifest.encoder) / TOKENIZER_FILE
-        return Release(manifest, TextFeatures.from_file(tokenizer, max_tokens=manifest.max_tokens))
+        name = f"{ENCODER}/{manifest.encoder}/{TOKENIZER_FILE}"
+        return Release(manifest, _features(self._path(name), manifest.files.get(name), manifest.max_tokens))
 
     def require_signed(self, number: int) -> None:
         """Raise `ReleaseError` unless somebody trusted signed the manifest; where nobody is, say so once."""
@@ -365,6 +366,12 @@ def unwritable(what: str, error: OSError, where: Path | None = None) -> ReleaseE
         expected="a writable repository with its staging and releases folders beside it, on one file system",
         fix="Correct the permissions or XPLAT_MODEL__REPOSITORY.",
     )
+
+
+@lru_cache(maxsize=4)
+def _features(tokenizer: Path, _checksum: str | None, max_tokens: int) -> TextFeatures:
+    """Return a tokenizer; releases on one encoder share it. Reading one holds up all threads for some 40 ms."""
+    return TextFeatures.from_file(tokenizer, max_tokens=max_tokens)
 
 
 def _write_durably(path: Path, content: bytes | Path) -> str:

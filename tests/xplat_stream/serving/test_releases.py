@@ -69,6 +69,12 @@ def test_a_placed_version_is_there_with_its_checksums(repository: ModelRepositor
     assert repository.versions(HEAD) == [3]
 
 
+def test_a_tokenizer_is_read_once(repository: ModelRepository) -> None:
+    """Reading one holds up the whole process, and a release that is loaded again has the one it had."""
+    place_release(repository, 2)
+    assert repository.load(2).texts is repository.load(2).texts
+
+
 def test_a_number_is_never_given_twice(repository: ModelRepository) -> None:
     """The number of a version that was taken away again, because no server loaded it, is not used for another."""
     repository.place(HEAD, 5, {MODEL_FILE: b"x"})
