@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
+from math import ceil
 from typing import TYPE_CHECKING, Final
 
 from streams.postponed import Postponed
@@ -379,9 +380,10 @@ class Pipeline:
     async def _scores(self, store: PartitionStore, states: States, release: Release) -> list[list[float]]:
         """Return one list of label scores a user, in order. Raises `TritonUnavailable`, `InvalidScores`."""
         await self._bring_vectors(store, states, release)
-        # Windows are padded to the longest of a call, and padding costs the head as much as events do.
+        # Windows are padded to the longest of a call, and padding costs the head as much as events do: those of like
+        # length go together, and no call is full while another is nearly empty.
         by_length = sorted(states, key=lambda user_id: len(states[user_id].window))
-        size = self._settings.triton.head_batch
+        size = ceil(len(by_length) / ceil(len(by_length) / self._settings.triton.head_batch))
         calls = [by_length[start : start + size] for start in range(0, len(by_length), size)]
         *others, longest = [self._ask(states, users, release) for users in calls]
         answers = [await longest] if not others else await asyncio.gather(*others, longest)
