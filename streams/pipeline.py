@@ -22,13 +22,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
+from math import ceil
 from typing import TYPE_CHECKING, Final
 
 from streams.postponed import Postponed
 from xplat_stream.adapters import admit
 from xplat_stream.errors import InvalidScores, RejectedEvent, TritonUnavailable
 from xplat_stream.event import TextHash, UserId, hash_text, item_text
-from xplat_stream.kafka.codec import Origin, dead_letter, encode_profile, first_read, rekeyed_headers
+from xplat_stream.kafka.codec import Origin, dead_letter, encode_profile, first_read, rekeyed_headers, seal
 from xplat_stream.kafka.consumer import partition_for
 from xplat_stream.kafka.topics import PROFILES, REJECTED, REKEYED, changelog_topic, platform_of
 from xplat_stream.profile import Cause, ModelRef, degraded_profile, scored_profile, unscored_profile
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
     from streams.shadow import Shadow
     from streams.silence import Silence
     from streams.store import PartitionStore
-    from xplat_stream.kafka.codec import Headers
+    from xplat_stream.kafka.codec import Headers, SealedProfile
     from xplat_stream.metrics import Metrics
-    from xplat_stream.profile import Profile, Status
+    from xplat_stream.profile import Status
     from xplat_stream.serving.releases import Release
     from xplat_stream.serving.scorer import Scorer
     from xplat_stream.serving.texts import TextVectors
@@ -341,7 +342,7 @@ class Pipeline:
         """Make the store's changes durable here and hand them to the changelog."""
         return await self._outbox.send(self._changelog, partition, store.write())
 
-    async def _publish(self, partition: int, profiles: Iterable[Profile], since_ms: Mapping[UserId, int]) -> None:
+    async def _publish(self, partition: int, profiles: Iterable[SealedProfile], since_ms: Mapping[UserId, int]) -> None:
         """Publish profiles and wait until Kafka has them. `since_ms`: from when each user's latency counts."""
         now = datetime.now(UTC)
         now_ms = now.timestamp() * 1000
@@ -372,14 +373,14 @@ class Pipeline:
 
     async def _profiles(
         self, store: PartitionStore, states: States, causes: Causes, release: Release | None
-    ) -> list[Profile]:
+    ) -> list[SealedProfile]:
         """Return the profiles of touched users: scored, or degraded while scoring is not to be had."""
         if not states:
             return []
         if release is None:
             self._metrics.unscored += len(states)
             return [
-                unscored_profile(user_id, state.window, state.publication.revision, self._taxonomy)
+                seal(unscored_profile(user_id, state.window, state.publication.revision, self._taxonomy))
                 for user_id, state in states.items()
             ]
         try:
@@ -395,9 +396,10 @@ class Pipeline:
     async def _scores(self, store: PartitionStore, states: States, release: Release) -> list[list[float]]:
         """Return one list of label scores a user, in order. Raises `TritonUnavailable`, `InvalidScores`."""
         await self._bring_vectors(store, states, release)
-        # Windows are padded to the longest of a call, and padding costs the head as much as events do.
+        # Windows are padded to the longest of a call, and padding costs the head as much as events do: those of like
+        # length go together, and no call is full while another is nearly empty.
         by_length = sorted(states, key=lambda user_id: len(states[user_id].window))
-        size = self._settings.triton.head_batch
+        size = ceil(len(by_length) / ceil(len(by_length) / self._settings.triton.head_batch))
         calls = [by_length[start : start + size] for start in range(0, len(by_length), size)]
         *others, longest = [self._ask(states, users, release) for users in calls]
         answers = [await longest] if not others else await asyncio.gather(*others, longest)
@@ -424,32 +426,31 @@ class Pipeline:
         scores: list[list[float]],
         causes: Causes,
         release: Release,
-    ) -> list[Profile]:
+    ) -> list[SealedProfile]:
         """Return profiles with these scores, and keep the scores for the next comparison."""
         silent = self._silence.silent()
         profiles = []
         for (user_id, state), user_scores in zip(states.items(), scores, strict=True):
-            profiles.append(
-                scored_profile(
-                    user_id,
-                    state.window,
-                    state.publication,
-                    user_scores,
-                    taxonomy=self._taxonomy,
-                    model=release.ref,
-                    known=self._vectors.known,
-                    max_interests=self._settings.model.max_interests,
-                    cause=causes.get(user_id, "behavior"),
-                    silent=silent,
-                )
+            profile = scored_profile(
+                user_id,
+                state.window,
+                state.publication,
+                user_scores,
+                taxonomy=self._taxonomy,
+                model=release.ref,
+                known=self._vectors.known,
+                max_interests=self._settings.model.max_interests,
+                cause=causes.get(user_id, "behavior"),
+                silent=silent,
             )
+            profiles.append(seal(profile))
             published = UserState(state.window, state.publication.published(release.number, user_scores))
             store.remember(user_id, published)
         return profiles
 
     def _with_last_scores(
         self, store: PartitionStore, states: States, causes: Causes, release: Release, *, status: Status
-    ) -> list[Profile]:
+    ) -> list[SealedProfile]:
         """Return profiles with the last scores, of users who are noted as still to be scored."""
         silent = self._silence.silent()
         quoted = {one for state in states.values() for one in state.window.text_hashes()}
@@ -457,20 +458,19 @@ class Pipeline:
         profiles = []
         for user_id, state in states.items():
             publication = state.publication
-            profiles.append(
-                degraded_profile(
-                    user_id,
-                    state.window,
-                    publication,
-                    taxonomy=self._taxonomy,
-                    model=release.ref if publication.release == release.number else ModelRef(publication.release),
-                    known=self._vectors.known,
-                    max_interests=self._settings.model.max_interests,
-                    status=status,
-                    cause=causes.get(user_id, "behavior"),
-                    silent=silent,
-                )
+            profile = degraded_profile(
+                user_id,
+                state.window,
+                publication,
+                taxonomy=self._taxonomy,
+                model=release.ref if publication.release == release.number else ModelRef(publication.release),
+                known=self._vectors.known,
+                max_interests=self._settings.model.max_interests,
+                status=status,
+                cause=causes.get(user_id, "behavior"),
+                silent=silent,
             )
+            profiles.append(seal(profile))
         return profiles
 
     async def _bring_vectors(self, store: PartitionStore, states: States, release: Release) -> None:

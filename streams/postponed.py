@@ -17,7 +17,7 @@ import numpy as np
 
 from xplat_stream.event import ACTION_INDEX, hash_text
 from xplat_stream.serving.sensitivity import Additions, Estimator, leads, logits_of, tops
-from xplat_stream.window import event_of, occurred_at
+from xplat_stream.window import event_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,14 +48,21 @@ _AHEAD_S: Final = 2.0
 class _Known:
     """One user since the last scoring."""
 
-    sums: NDArray[np.float32]  # (kinds, columns)
-    base: NDArray[np.float32]  # (labels,), the logits last scored minus what the map says of that window
-    top: NDArray[np.bool_]  # (labels,)
+    row: int
+    """Of `_Sums`."""
     end: Millis
     revision: int
     """Which was scored: where another one was published since, this is not about what consumers see."""
     since: int = 0
     """Events not scored."""
+
+
+class _Sums(NamedTuple):
+    """What is known of all of them in numbers, a row each."""
+
+    sums: NDArray[np.float32]  # (users, kinds, columns)
+    base: NDArray[np.float32]  # (users, labels), the logits last scored minus what the map says of that window
+    top: NDArray[np.bool_]  # (users, labels)
 
 
 class _Looked(NamedTuple):
@@ -78,6 +85,8 @@ class Postponed:
         self._clock = clock
         self._waiting: dict[int, dict[UserId, tuple[float, float]]] = {}
         self._known: OrderedDict[UserId, _Known] = OrderedDict()
+        self._free = list(range(_KNOWN))
+        self._sums: _Sums
         self._release = 0
         self._estimator: Estimator | None = None
         self._platforms: dict[str, int] = {}
@@ -144,7 +153,7 @@ class Postponed:
                     waiting[user_id] = due_at, lead
         for user_id in users.keys() - chosen:
             waiting.pop(user_id, None)
-            self._known.pop(user_id, None)
+            self._forget(user_id)
         return chosen
 
     def scored(
@@ -156,15 +165,21 @@ class Postponed:
             return
         sums = self._estimator.sums(inputs)
         logits = logits_of(scores)
-        base = logits - self._estimator.logits(sums)
-        top = tops(logits, self._published)
-        for row, (user_id, state) in enumerate(users):
-            self._known[user_id] = _Known(
-                sums[row].copy(), base[row].copy(), top[row].copy(), state.window.end, state.publication.revision
-            )
-            self._known.move_to_end(user_id)
-        while len(self._known) > _KNOWN:
-            self._known.popitem(last=False)
+        rows = []
+        for user_id, state in users:
+            self._forget(user_id)
+            if not self._free:
+                self._forget(next(iter(self._known)))
+            rows.append(self._free.pop())
+            self._known[user_id] = _Known(rows[-1], state.window.end, state.publication.revision)
+        self._sums.sums[rows] = sums
+        self._sums.base[rows] = logits - self._estimator.logits(sums)
+        self._sums.top[rows] = tops(logits, self._published)
+
+    def _forget(self, user_id: UserId) -> None:
+        known = self._known.pop(user_id, None)
+        if known is not None:
+            self._free.append(known.row)
 
     def _use(self, release: Release | None) -> None:
         number = release.number if release is not None else 0
@@ -172,6 +187,7 @@ class Postponed:
             return
         self._release, self._estimator = number, None
         self._known.clear()
+        self._free = list(range(_KNOWN))
         manifest = release.manifest if release is not None else None
         if manifest is None or manifest.sensitivity is None:
             return
@@ -179,8 +195,12 @@ class Postponed:
         margin = sensitivity.margin(self._settings.tolerance)
         if margin is None:
             return
-        self._estimator = Estimator(
-            sensitivity, platforms=len(manifest.platforms), width=manifest.width, labels=len(manifest.labels)
+        labels = len(manifest.labels)
+        self._estimator = Estimator(sensitivity, platforms=len(manifest.platforms), width=manifest.width, labels=labels)
+        self._sums = _Sums(
+            np.empty((_KNOWN, *self._estimator.shape), np.float32),  # memory is taken row by row, as users come
+            np.empty((_KNOWN, labels), np.float32),
+            np.empty((_KNOWN, labels), np.bool_),
         )
         self._platforms = {platform: number for number, platform in enumerate(manifest.platforms, 1)}
         self._width = manifest.width
@@ -208,17 +228,12 @@ class Postponed:
             ):
                 continue
             events = sorted((event_of(*row) for row in rows), key=lambda event: event.occurred_at)
-            grown = len(state.window) - len(before.window)
+            length, grown = len(before.window) + len(rows), len(state.window)
             # What is newer than all there was is new for sure; of what is older, only where nothing fell out.
-            new = grown == len(rows) or events[0].occurred_at > known.end
+            new = grown == length or events[0].occurred_at > known.end
             if new and all(event.text_hash in vectors or event.text_hash == _NO_TEXT for event in events):
-                kept = len(state.window) / (len(before.window) + len(rows))
-                times = (
-                    [occurred_at(row) for _, row in before.window.rows()] if events[0].occurred_at <= known.end else []
-                )
-                found[user_id] = _Looked(
-                    [(event, sum(at > event.occurred_at for at in times)) for event in events], kept
-                )
+                looked_at = [(event, before.window.newer_than(event.occurred_at)) for event in events]
+                found[user_id] = _Looked(looked_at, grown / length)
         return found
 
     def _expected(
@@ -230,7 +245,8 @@ class Postponed:
         """Bring the sums up to date; return by how many logits each user's published labels are expected to lead."""
         users = list(looked_at)
         known = [self._known[user_id] for user_id in users]
-        sums = np.stack([one.sums for one in known])
+        rows = [one.row for one in known]
+        sums = self._sums.sums[rows]
         round_, nothing = 0, bytes(2 * self._width)
         while inside := [row for row, user_id in enumerate(users) if len(looked_at[user_id].events) > round_]:
             new = [looked_at[users[row]].events[round_] for row in inside]
@@ -253,8 +269,7 @@ class Postponed:
         kept = np.array([looked_at[user_id].kept for user_id in users], np.float32)
         if (kept < 1).any():
             sums = estimator.shrink(sums, kept)
-        logits = np.stack([one.base for one in known]) + estimator.logits(sums)
-        lead = leads(logits, np.stack([one.top for one in known]), self._published)
-        for row, one in enumerate(known):
-            one.sums = sums[row].copy()
+        self._sums.sums[rows] = sums
+        logits = self._sums.base[rows] + estimator.logits(sums)
+        lead = leads(logits, self._sums.top[rows], self._published)
         return dict(zip(users, lead.tolist(), strict=True))

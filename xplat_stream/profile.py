@@ -8,11 +8,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from xplat_stream.event import Millis, TextHash, UserId
+from xplat_stream.event import ACTIONS, Millis, TextHash, UserId
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -166,13 +166,13 @@ def scored_profile(  # noqa: PLR0913 - a profile is made of exactly these
     """
     missing = tuple(sorted(platform for platform in window.counts() if platform in silent)) if silent else ()
     published, sensitive = _published(taxonomy)
-    order = sorted(published, key=lambda index: (-scores[index], index))[:max_interests]
+    order = sorted(published, key=scores.__getitem__, reverse=True)[:max_interests]  # of equals the first stays first
     evidence = _evidence(window, known, {taxonomy.labels[index].id for index in order}, sensitive)
     interests = []
     for rank, index in enumerate(order, 1):
         label = taxonomy.labels[index]
-        before = publication.score_of(index)
-        delta = 0.0 if before is None else scores[index] - before
+        score, before = scores[index], publication.score_of(index)
+        delta = 0.0 if before is None else score - before
         trend: Trend = (
             "new"
             if before is None
@@ -189,22 +189,23 @@ def scored_profile(  # noqa: PLR0913 - a profile is made of exactly these
                 id=label.id,
                 slug=label.slug,
                 label=label.name,
-                score=round(scores[index], 4),
+                score=round(score, 4),
                 rank=rank,
                 delta=round(delta, 4),
                 trend=trend,
                 evidence=evidence.get(label.id, ()),
             )
         )
+    window_ref = _window_ref(window)
     return Profile(
         user_id=user_id,
         revision=publication.revision,
         status=status,
         cause=cause,
-        as_of=instant(window.end),
+        as_of=window_ref.end,
         taxonomy=_taxonomy_ref(taxonomy),
         model=model,
-        window=_window_ref(window),
+        window=window_ref,
         interests=tuple(interests),
         silent=missing,
         scored_revision=publication.revision if status == "fresh" else publication.scored_revision,
@@ -249,25 +250,33 @@ def degraded_profile(  # noqa: PLR0913 - a profile is made of exactly these
 def _evidence(
     window: BehaviorWindow, known: Mapping[TextHash, KnownText], wanted: set[str], sensitive: frozenset[str]
 ) -> dict[str, tuple[Evidence, ...]]:
-    counts: dict[tuple[str, str, str], tuple[int, Millis, str]] = {}
-    for event in window.events():
-        text = known.get(event.text_hash)
-        if text is None:
-            continue
-        for label in text.labels:
-            if label in wanted:
-                group = (label, event.platform, event.action)
-                count, last, example = counts.get(group, (0, Millis(0), ""))
-                if event.occurred_at >= last:
-                    last, example = event.occurred_at, "" if sensitive.intersection(text.labels) else text.text
-                counts[group] = (count + 1, last, example)
-    found: dict[str, list[Evidence]] = {}
-    for (label, platform, action), (count, last, example) in counts.items():
-        found.setdefault(label, []).append(
-            Evidence(platform, action, count, instant(last), example[:MAX_EXAMPLE_CHARS])
-        )
+    found: dict[str, list[tuple[int, str, str, Millis, KnownText]]] = {}
+    for platform, times, texts, actions in window.columns():
+        groups: dict[tuple[str, int], list[Any]] = {}  # how many, and time and text of the newest
+        newest_first = zip(reversed(times), map(known.get, reversed(texts)), reversed(actions), strict=True)
+        for time, text, action in newest_first:
+            for label in text.labels if text else ():
+                if label in wanted:
+                    group = groups.get((label, action))
+                    if group is None:
+                        groups[label, action] = [1, time, text]
+                    else:
+                        group[0] += 1
+        for (label, action), (count, last, text) in groups.items():
+            found.setdefault(label, []).append((-count, platform, ACTIONS[action], last, text))
     return {
-        label: tuple(sorted(items, key=lambda item: (-item.count, item.platform, item.action))[:MAX_EVIDENCE])
+        label: tuple(
+            [
+                Evidence(
+                    platform,
+                    action,
+                    -count,
+                    instant(last),
+                    "" if sensitive.intersection(text.labels) else text.text[:MAX_EXAMPLE_CHARS],
+                )
+                for count, platform, action, last, text in sorted(items)[:MAX_EVIDENCE]
+            ]
+        )
         for label, items in found.items()
     }
 

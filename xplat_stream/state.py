@@ -106,7 +106,7 @@ class Publication(NamedTuple):
 
     def published(self, release: int, scores: Sequence[float]) -> Self:
         """Return the next publication state after `scores` of `release` went out under this revision."""
-        steps = tuple(round(score * _SCORE_STEPS) for score in scores)
+        steps = tuple([round(score * _SCORE_STEPS) for score in scores])
         return type(self)(self.revision, release, steps, scored_revision=self.revision)
 
     def expecting(self, release: int) -> Self:

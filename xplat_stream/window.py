@@ -24,7 +24,7 @@ from datetime import timedelta
 from hashlib import blake2b
 from operator import lt
 from struct import Struct
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, cast
 
 from xplat_stream.event import ACTION_INDEX, ACTIONS, TEXT_HASH_BYTES, Event, Millis, TextHash, hash_text, item_text
 
@@ -84,6 +84,16 @@ class WindowEvent(NamedTuple):
     action: str
     occurred_at: Millis
     text_hash: TextHash
+
+
+class Columns(NamedTuple):
+    """What a window remembers of one platform, oldest first; of each event its time, its text and what was done."""
+
+    platform: str
+    times: tuple[Millis, ...]
+    texts: tuple[TextHash, ...]
+    actions: tuple[int, ...]
+    """Places in `ACTIONS`."""
 
 
 def row_of(event: Event, text_hash: TextHash | None = None) -> Row:
@@ -215,25 +225,43 @@ class BehaviorWindow:
 
     def events(self) -> list[WindowEvent]:
         """Return what readers see, oldest first within a platform; of two contents of one id, the lowest hash."""
-        events: list[WindowEvent] = []
-        ids: set[bytes] = set()
+        return [
+            WindowEvent(platform, ACTIONS[action], time, text)
+            for platform, *columns in self.columns()
+            for time, text, action in zip(*columns, strict=True)
+        ]
+
+    def columns(self) -> list[Columns]:
+        """Return the same platform by platform, without making an object of every event."""
+        found, ids, events = [], set[bytes](), 0
         for platform, block in _blocks(self._packed).items():
-            rows = list(_READABLE.iter_unpack(block))
-            ids.update([row[2] for row in rows])
-            events += [
-                WindowEvent(platform, ACTIONS[action], high << 32 | low, text) for high, low, _, text, action in rows
-            ]
-        if len(ids) == len(events):
-            return events
-        return [event_of(platform, row) for platform, row in self._readable_rows()]
+            highs, lows, digests, texts, actions = zip(*_READABLE.iter_unpack(block), strict=True)
+            times = tuple([Millis(high << 32 | low) for high, low in zip(highs, lows, strict=True)])
+            ids.update(digests)
+            events += len(digests)
+            found.append(Columns(platform, times, texts, actions))
+        if len(ids) == events:
+            return found
+        blocks: dict[str, bytes] = {}
+        for platform, row in self._readable_rows():
+            blocks[platform] = blocks.get(platform, b"") + row
+        return type(self)(self.spec, blocks).columns()
 
     def text_hashes(self) -> set[TextHash]:
         """Return the texts this window refers to, the empty text left out."""
-        return {
-            TextHash(block[at : at + TEXT_HASH_BYTES])
+        hashes = {
+            block[at : at + TEXT_HASH_BYTES]
             for block in _blocks(self._packed).values()
             for at in range(_CONTENT_END, len(block), ROW_BYTES)
-        } - {_EMPTY_TEXT}
+        }
+        return cast("set[TextHash]", hashes - {_EMPTY_TEXT})
+
+    def newer_than(self, time: Millis) -> int:
+        """Return how many events are newer than this."""
+        if time >= self.end:
+            return 0
+        after = (time + 1).to_bytes(TIME_BYTES, "big")
+        return sum([(len(block) - _position(block, after)) // ROW_BYTES for block in _blocks(self._packed).values()])
 
     def _readable_rows(self) -> list[tuple[str, Row]]:
         everything = list(self.rows())

@@ -178,6 +178,16 @@ def test_readers_see_one_content_of_an_id(drawn: list[Event]) -> None:
     assert window.conflicts == len(window) - len(by_id)
 
 
+@given(specs(), event_streams(), st.integers(-1, 1))
+def test_newer_than(spec: WindowSpec, stream: Stream, beside: int) -> None:
+    """How many rows lie behind a time, at, just before and just after each time there is."""
+    window = BehaviorWindow(spec).fold(stream)
+    times = [occurred_at(row) for _, row in window.rows()]
+    for time in times:
+        at = Millis(time + beside)
+        assert window.newer_than(at) == sum(one > at for one in times)
+
+
 def test_two_contents_of_one_id_do_not_depend_on_order() -> None:
     """One id published with two titles: both are kept, the same one is read, whichever came first."""
     pairs = [event_at(1, BASE_MS, title="one"), event_at(1, BASE_MS, title="two")]

@@ -518,6 +518,14 @@ async def test_scores_do_not_depend_on_how_many_vectors_memory_holds(bench: Benc
     assert [one.score for one in seen[tight]] == [one.score for one in seen[roomy]]
 
 
+async def test_no_call_of_the_head_is_full_while_another_is_nearly_empty(bench: Bench) -> None:
+    """One user more than a call may have makes two calls of half the size."""
+    bench.pipeline.release = make_release()
+    users = [user_on(bench.partition, number) for number in range(65)]
+    await bench.handle(*(bench.record(make_event(user_id=user)) for user in users))
+    assert sorted(call.size for call in bench.scorer.calls if call.kind == "score") == [32, 33]
+
+
 async def test_memory_does_not_grow_with_the_items_seen(bench: Bench) -> None:
     """People and texts stay the same and their windows are full: however many items come by, nothing of them stays."""
     bench.pipeline.release = make_release()

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from streams import postponed
 from streams.pipeline import Pipeline
 from streams.postponed import Postponed
+from tests.streams.conftest import user_on
 from xplat_stream.event import UserId
 from xplat_stream.settings import ScoreSettings
 from xplat_stream.taxonomy import load_taxonomy
@@ -42,7 +44,7 @@ def clock(bench: Bench) -> Clock:
 
 async def act(bench: Bench, title: str = "film", **fields: Any) -> None:
     """Let the user do something."""
-    await bench.handle(bench.record(make_event(user_id=USER, object_title=title, **fields)))
+    await bench.handle(bench.record(make_event(**{"user_id": USER, "object_title": title, **fields})))
 
 
 def head_calls(bench: Bench) -> int:
@@ -178,14 +180,30 @@ async def test_who_waits_and_cannot_be_scored_is_left_to_the_degraded(bench: Ben
     assert clock.now == 0
 
 
+async def test_of_more_people_than_are_held_the_ones_scored_longest_ago_are_scored_at_once(
+    bench: Bench, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is held keeps what was said of them and of nobody else, however often places change hands."""
+    monkeypatch.setattr(postponed, "_KNOWN", 2)
+    bench.pipeline.postponed = Postponed(SETTINGS, load_taxonomy(), clock=clock)
+    people = [UserId(user_on(bench.partition, number)) for number in range(3)]
+    for user in people:
+        await act(bench, user_id=user)
+    for user in reversed(people):
+        await act(bench, user_id=user)
+
+    assert [one.data.status for one in bench.profiles()] == ["fresh"] * 3 + ["stale"] * 2 + ["fresh"]
+    assert len({known.row for known in bench.pipeline.postponed._known.values()}) == 2
+
+
 def test_who_is_expected_to_change_most_goes_first(clock: Clock, bench: Bench) -> None:
     """Of those whose limit has come: by the lead of their labels on top, and nobody is dropped."""
-    postponed = bench.pipeline.postponed
-    postponed._waiting[0] = {UserId("far"): (1.0, 0.9), UserId("near"): (2.0, 0.1), UserId("later"): (9.0, 0.0)}
+    held = bench.pipeline.postponed
+    held._waiting[0] = {UserId("far"): (1.0, 0.9), UserId("near"): (2.0, 0.1), UserId("later"): (9.0, 0.0)}
     clock.now = 5.0
 
-    assert postponed.due(0, most=1) == ["near"]
-    assert postponed.due(0, most=9) == ["far"]
+    assert held.due(0, most=1) == ["near"]
+    assert held.due(0, most=9) == ["far"]
     clock.now = 10.0
-    assert postponed.due(0, most=9) == ["later"]
+    assert held.due(0, most=9) == ["later"]
     assert isinstance(bench.pipeline, Pipeline)

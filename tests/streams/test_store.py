@@ -177,7 +177,7 @@ def test_a_barrier_is_passed_over(store: PartitionStore) -> None:
     ("key", "value", "complaint"),
     [
         pytest.param(user_key(USER), b"\x09" + state(1).pack()[1:], "format 09; expected 01", id="state"),
-        pytest.param(user_key(USER), state(1).pack()[:16] + b"\x09", "window format is 09; expected 01", id="window"),
+        pytest.param(user_key(USER), state(1).pack()[:16] + b"\x09", "window format is 09; expected 02", id="window"),
         pytest.param(user_key(USER), b"\x01", "user state of 1 bytes", id="cut"),
         pytest.param(text_key(TEXT), b"\xc1", "MessagePack", id="text"),
         pytest.param(b"z", b"", "unknown kind b'z'", id="kind"),

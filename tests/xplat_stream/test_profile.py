@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from tests.strategies import windows
 from xplat_stream.event import Event, Millis, Object, UserId, hash_text, item_text
 from xplat_stream.kafka import decode_profile, encode_profile
+from xplat_stream.kafka.codec import seal
 from xplat_stream.profile import (
     MAX_EVIDENCE,
     MAX_EXAMPLE_CHARS,
@@ -79,11 +80,14 @@ def test_a_profile_is_a_pure_function(scores: list[float], window: BehaviorWindo
 
 @given(st.lists(st.floats(0, 1), min_size=LABELS, max_size=LABELS), windows(WindowSpec()))
 def test_a_profile_round_trips(scores: list[float], window: BehaviorWindow) -> None:
-    """Decoding a published profile gives it back, with its latency and source."""
+    """Decoding a published profile gives it back, with its latency and source, also where it was sealed before."""
     profile = profile_of(scores, window=window)
-    record = decode_profile(
-        encode_profile(profile, source="//w", published_at=instant(Millis(START_MS)), latency_ms=12)
+    published, late = (
+        encode_profile(one, source="//w", published_at=instant(Millis(START_MS)), latency_ms=12)
+        for one in (profile, seal(profile))
     )
+    record = decode_profile(published)
+    assert late == published
     assert record.data == profile
     assert (record.id, record.partitionkey, record.latency_ms) == ("u:1", "u", 12)
 

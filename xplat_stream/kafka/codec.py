@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import msgspec
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from xplat_stream.errors import RejectedEvent
+    from xplat_stream.event import UserId
 
 PROFILE_TYPE: Final = "org.xplat.profile.v1"
 
@@ -38,19 +39,33 @@ _encode = msgspec.json.Encoder().encode
 _decode_profile = msgspec.json.Decoder(ProfileRecord).decode
 
 
-def encode_profile(profile: Profile, *, source: str, published_at: datetime, latency_ms: int) -> bytes:
+class SealedProfile(NamedTuple):
+    """A profile that is JSON already, which takes a tenth of the memory and is made while the profile is at hand."""
+
+    user_id: UserId
+    revision: int
+    data: msgspec.Raw
+
+
+def seal(profile: Profile) -> SealedProfile:
+    """Return a profile as JSON that only lacks its envelope."""
+    return SealedProfile(profile.user_id, profile.revision, msgspec.Raw(_encode(profile)))
+
+
+def encode_profile(profile: Profile | SealedProfile, *, source: str, published_at: datetime, latency_ms: int) -> bytes:
     """Return a profile as structured CloudEvents JSON."""
+    sealed = seal(profile) if isinstance(profile, Profile) else profile
     return _encode(
         ProfileRecord(
             "1.0",
-            f"{profile.user_id}:{profile.revision}",
+            f"{sealed.user_id}:{sealed.revision}",
             source,
             PROFILE_TYPE,
             published_at,
-            profile.user_id,
+            sealed.user_id,
             "application/json",
             latency_ms,
-            profile,
+            cast("Profile", sealed.data),
         )
     )
 

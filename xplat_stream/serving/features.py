@@ -5,13 +5,11 @@ A release's manifest says which platforms, how many tokens and how many events i
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
-
-from xplat_stream.event import ACTION_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -118,25 +116,36 @@ def head_inputs(
     A window's age is counted from its own end (T), so the same window gives the same inputs for ever.
     """
     platform_index = {platform: index for index, platform in enumerate(platforms, 1)}
-    events_of = [newest_events(window, max_events) for window in windows]
-    longest = max(map(len, events_of), default=0)
+    times: list[int] = []
+    places: list[int] = []
+    actions: list[int] = []
+    packed: list[bytes] = []
+    ends = np.zeros(len(windows), np.int64)  # behind each window's last event, counted through all of them
+    nothing = bytes(2 * width)
+    for row, window in enumerate(windows):
+        for platform, of_events, texts, done in window.columns():
+            times += of_events
+            places += [platform_index.get(platform, 0)] * len(of_events)
+            actions += done
+            packed += map(vectors.get, texts, repeat(nothing))
+        ends[row] = len(times)
+    counts = np.diff(ends, prepend=0)
+    user, time = np.repeat(np.arange(len(windows)), counts), np.array(times, np.int64)
+    oldest_first = np.lexsort((time, user))
+    column = np.arange(len(times)) - (ends - np.minimum(counts, max_events))[user]  # below 0: too old to be read
+    user, column, order = user[column >= 0], column[column >= 0], oldest_first[column >= 0]
+    longest = min(max_events, int(counts.max(initial=0)))
     length = next((bucket for bucket in EVENT_BUCKETS if bucket >= longest), longest)
     shape = (len(windows), length)
-    vector = np.zeros((*shape, width), np.float16)
-    platform = np.zeros(shape, np.int32)
-    action = np.zeros(shape, np.int32)
-    time = np.zeros(shape, np.float64)
-    ends = np.zeros((len(windows), 1), np.float64)
-    nothing = bytes(2 * width)
-    for row, (window, events) in enumerate(zip(windows, events_of, strict=True)):
-        if not events:
-            continue
-        count = len(events)
-        packed = b"".join([vectors.get(event.text_hash, nothing) for event in events])
-        vector[row, :count] = np.frombuffer(packed, np.float16).reshape(count, width)
-        platform[row, :count] = [platform_index.get(event.platform, 0) for event in events]
-        action[row, :count] = [ACTION_INDEX[event.action] + 1 for event in events]
-        time[row, :count] = [event.occurred_at for event in events]
-        ends[row] = window.end
-    age = np.log1p(np.maximum(ends - time, 0.0) / _HOUR_MS) * (action > 0)
-    return HeadInputs(vector, platform, action, age.astype(np.float32))
+    found = HeadInputs(
+        np.zeros((*shape, width), np.float16),
+        np.zeros(shape, np.int32),
+        np.zeros(shape, np.int32),
+        np.zeros(shape, np.float32),
+    )
+    found.vectors[user, column] = np.frombuffer(b"".join(packed), np.float16).reshape(-1, width)[order]
+    found.platform[user, column] = np.array(places, np.int32)[order]
+    found.action[user, column] = np.array(actions, np.int32)[order] + 1
+    before = np.array([window.end for window in windows])[user] - time[order]
+    found.age[user, column] = np.log1p(np.maximum(before, 0) / _HOUR_MS)
+    return found

@@ -87,6 +87,12 @@ class Estimator:
         self._weights = np.frombuffer(sensitivity.weights, np.float16).astype(np.float32).reshape(-1, labels)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """How many kinds of sums there are, and columns of each: what `sums` returns of one user."""
+        width, labels = len(self._names) - 1, self._names.shape[1]
+        return 4 + self._platforms + len(_HALF_LIVES_H), width + labels + 1
+
+    @property
     def weights(self) -> Floats:
         """The map (features, labels)."""
         return self._weights
