@@ -47,7 +47,7 @@ def worker(
         loglevel,
     ]
     sys.stdout.flush()
-    # A second thread for numpy's small products spins while it waits, which took a third of a worker's time.
+    # A second thread for numpy's small products spins while it waits, which took a quarter of a worker's time.
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "XPLAT_PLATFORMS": ",".join(platforms)}
     if supervise:
         raise typer.Exit(Supervisor(arguments, environment, Path(settings.worker.datadir)).run())
