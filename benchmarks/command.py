@@ -364,7 +364,7 @@ def inference(
     part: Annotated[list[str] | None, typer.Option(help="One part, several times: default all.")] = None,
     hits: Annotated[list[float] | None, typer.Option(help="A share of known titles, several times.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
-    users: Annotated[int, typer.Option(min=2, help="People.")] = 2000,
+    users: Annotated[int, typer.Option(min=2, help="People.")] = 10_000,
     window: Annotated[int, typer.Option(min=1, help="Events in each window beforehand.")] = 20,
     seconds: Annotated[float, typer.Option(min=1, help="Length of each part, about.")] = 10.0,
     rate: Annotated[float, typer.Option(min=0, help="Events a second meanwhile; 0: half of what was reached.")] = 0.0,

@@ -50,16 +50,17 @@ def _rates(result: InferenceBench, root: Path) -> list[str]:
         ),
         "",
         (
-            "| hits | updates/s | on 2 cores, by CPU time | worker µs | Triton µs | Kafka µs | calls saved "
-            "| users a head call | queue µs | compute µs |"
+            "| hits | events an update | updates/s | on 2 cores, by CPU time | worker µs | Triton µs | Kafka µs "
+            "| calls saved | users a head call | queue µs | compute µs |"
         ),
-        "|" + "---|" * 10,
+        "|" + "---|" * 11,
     ]
     for one in rates:
         head = one.calls["interest_head"]
         cpu = " | ".join(f"{one.cpu_us[name]:.0f}" for name in ("worker", "triton", "kafka"))
         lines.append(
-            f"| {one.hit_rate:.2%} | {one.updates_per_s:,.0f} | {one.updates_per_2_cores:,.0f} | {cpu} "
+            f"| {one.hit_rate:.2%} | {one.events_per_update:g} | {one.updates_per_s:,.0f} "
+            f"| {one.updates_per_2_cores:,.0f} | {cpu} "
             f"| {one.calls_saved:.1%} | {head.rows_a_call:.0f} | {head.queue_us:.0f} | {head.compute_us:.0f} |"
         )
     return [*lines, "", "![updates a second over new titles](rates.png)", ""]

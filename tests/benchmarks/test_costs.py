@@ -9,7 +9,7 @@ from benchmarks.scale import longest_gap
 def rate(texts: int, saved: float) -> Rate:
     """Return a burst of 1000 updates by 2000 events: 6 ms a text, 100 us a user scored, 300 us an update."""
     cpu = {"triton": texts / 1000 * 5000 + (1 - saved) * 100, "worker": texts / 1000 * 1000 + 300, "kafka": 50.0}
-    return Rate(1 - texts / 2000, 2000, 1000, saved, 0.0, 0.0, cpu, {})
+    return Rate(1 - texts / 2000, 2000, 1000, 2.0, saved, 0.0, 0.0, cpu, {})
 
 
 def test_unit_costs_come_out_of_two_rates() -> None:
