@@ -7,13 +7,14 @@ table = ablate(study, ablation)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import numpy as np
 
-from trainer.measures import Counts, Interval, bootstrap_mean, ndcg, paired_f1
+from trainer.measures import Counts, Interval, bootstrap_mean, bootstrap_micro_f1, ndcg, paired_f1
 from trainer.methods import try_method
+from trainer.progress import silent
 from trainer.study import EVERYTHING
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trainer.methods import Method
+    from trainer.progress import Report
     from trainer.study import Study
 
 HELPS: Final = "helps"
@@ -39,7 +41,7 @@ class Ablation:
     """Only their users are evaluated: fewer of them, so that more lines can be paid for."""
 
 
-class AblationLine(NamedTuple):
+class AblationLine(msgspec.Struct, frozen=True):
     """One variant beside the base."""
 
     name: str
@@ -59,23 +61,39 @@ class AblationTable(msgspec.Struct, frozen=True):
     users: int
     ndcg10: Interval
     """Of the base."""
+    micro_f1: Interval
+    """Of the base."""
     lines: list[AblationLine]
 
 
-def ablate(study: Study, ablation: Ablation, *, report: Callable[[str, int], None] | None = None) -> AblationTable:
+def ablate(
+    study: Study,
+    ablation: Ablation,
+    *,
+    report: Report = silent,
+    measured: Callable[[AblationLine], None] = lambda _: None,
+) -> AblationTable:
     """Try the base and every variant, all on the users of the same folds.
 
-    `report` is told the method and how many folds of it are done.
+    `report` is told of each method how many folds are done; `measured` each line as soon as there is one, for a table
+    may take hours.
     """
     rows = np.flatnonzero(np.isin(study.fold[study.test.user], list(ablation.folds)))
     base_ndcg, base_counts = _measured(study, ablation.base, ablation.folds, rows, report)
     lines = []
     for method in ablation.variants:
         found, counts = _measured(study, method, ablation.folds, rows, report)
-        difference = bootstrap_mean(found - base_ndcg)
-        micro = paired_f1(counts, base_counts)
+        difference, micro = bootstrap_mean(found - base_ndcg), paired_f1(counts, base_counts)
         lines.append(AblationLine(method.name, float(found.mean()), difference, micro, verdict(difference)))
-    return AblationTable(ablation.base.name, len(ablation.folds), len(rows), bootstrap_mean(base_ndcg), lines)
+        measured(lines[-1])
+    return AblationTable(
+        ablation.base.name,
+        len(ablation.folds),
+        len(rows),
+        bootstrap_mean(base_ndcg),
+        bootstrap_micro_f1(base_counts),
+        lines,
+    )
 
 
 def verdict(difference: Interval) -> str:
@@ -90,10 +108,15 @@ def _measured(
     method: Method,
     folds: Collection[int],
     rows: NDArray[np.int64],
-    report: Callable[[str, int], None] | None,
+    report: Report,
 ) -> tuple[NDArray[np.float64], Counts]:
     """Return NDCG@10 of the users at these positions, and what was foretold of them."""
-    told = None if report is None else lambda done: report(method.name, done)
-    trial = try_method(study, method, views=(EVERYTHING,), folds=folds, report=told)[EVERYTHING]
+    trial = try_method(
+        study,
+        method,
+        views=(EVERYTHING,),
+        folds=folds,
+        report=lambda done: report(method.name, done, len(folds), {}),
+    )[EVERYTHING]
     targets = study.test.targets[rows]
     return ndcg(trial.scores[rows], targets), Counts.of(trial.chosen()[rows], targets)

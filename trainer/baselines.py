@@ -211,9 +211,11 @@ class _Features:
         self._study, self._counts = study, counts
         self._words: sparse.csr_matrix | None = None
         if words:
-            counted = CountVectorizer(min_df=3, stop_words="english", ngram_range=(1, 1)).fit_transform(
-                study.texts.texts
-            )
+            counter = CountVectorizer(min_df=3, stop_words="english", ngram_range=(1, 1))
+            try:
+                counted = counter.fit_transform(study.texts.texts)
+            except ValueError:  # no word is in three texts
+                counted = sparse.csr_matrix((len(study.texts.texts), 1), dtype=np.int64)
             empty = sparse.csr_matrix((1, counted.shape[1]), dtype=counted.dtype)
             self._words = sparse.vstack([empty, counted]).tocsr()
             self._idf = TfidfTransformer(sublinear_tf=True).fit(self._bag(examples))

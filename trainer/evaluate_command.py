@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from datetime import timedelta
+from functools import partial
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,12 +20,14 @@ from xplat_stream.settings import load_settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from trainer.ablation import Ablation, AblationLine
     from trainer.findings import Findings
     from trainer.methods import Method
     from trainer.progress import Report
     from trainer.ranking import Ranking
     from trainer.simulated import AgainstOracle
     from trainer.split import SplitMethod
+    from trainer.study import Study
     from trainer.subject import Subject
 
 
@@ -51,7 +54,8 @@ def evaluate(
     ] = False,
     rank: Annotated[str, typer.Option(help="Platforms to measure item ranking on, joined by commas.")] = "",
     ablate: Annotated[
-        str, typer.Option(metavar="all|NAME,NAME", help="What each option of the training brings: fits a line.")
+        str,
+        typer.Option(metavar="all|NAME,NAME", help="Only what each option of the training brings; fits a line."),
     ] = "",
     ablate_folds: Annotated[int, typer.Option(min=1, help="Folds whose users that is measured on.")] = 2,
     simulated: Annotated[
@@ -73,14 +77,24 @@ def evaluate(
     from trainer.study import Task
     from trainer.variants import ablation_of
 
-    if (dataset is not None) + from_topic + bool(simulated) != 1:
-        raise typer.BadParameter("name one of --dataset DIR, --from-topic and --simulated USERS")
-    if labels and dataset is None:
-        raise typer.BadParameter("--labels is for folders; topics have the taxonomy of the settings")
-    if simulated and (plant_harmful or rank or ablate or report or horizon_days):
-        raise typer.BadParameter("--simulated sets methods beside an oracle, and nothing else is measured")
-    if ablate_folds > folds:
-        raise typer.BadParameter(f"--ablate-folds {ablate_folds} is more than there are --folds")
+    for wrong, words in (
+        (
+            (dataset is not None) + from_topic + bool(simulated) != 1,
+            "name one of --dataset DIR, --from-topic and --simulated USERS",
+        ),
+        (labels and dataset is None, "--labels is for folders; topics have the taxonomy of the settings"),
+        (
+            simulated and (plant_harmful or rank or ablate or report or horizon_days),
+            "--simulated sets methods beside an oracle, and nothing else is measured",
+        ),
+        (
+            ablate and (plant_harmful or rank or fused),
+            "--ablate sets options of the training beside a base, and nothing else is measured",
+        ),
+        (ablate_folds > folds, f"--ablate-folds {ablate_folds} is more than there are --folds"),
+    ):
+        if wrong:
+            raise typer.BadParameter(words)
     console = Console(stderr=True)
     task = Task(names(target), names(source), min_label_users=min_label_users)
     # Copy on write: torch warns of arrays that cannot be written.
@@ -93,30 +107,46 @@ def evaluate(
             return
         ablation = ablation_of(main, names(ablate), folds=ablate_folds) if ablate else None
         subject = _subject(dataset, labels or DEFAULT_LABELS, min_label_users, horizon_days, progress)
+        if ablation:
+            _ablate(subject.study(task, folds), ablation, progress, console, folder=report, json=json)
+            return
         findings = evaluate_log(
             subject,
             task,
             main,
             others,
-            options=EvaluateOptions(folds, plant_harmful, ablation),
+            options=EvaluateOptions(folds, plant_harmful),
             rank=_ranking(dataset, names(rank), progress),
             report=progress,
         )
     if report is not None:
-        console.print(f"written: {write_report(findings, report)}", highlight=False, soft_wrap=True)
+        _print_written(write_report(findings, report), console)
     _print_methods(findings, console)
     if json:
-        sys.stdout.write(msgspec.json.encode(findings.summary(names(rank))).decode() + "\n")
-        sys.stdout.flush()
+        _print_json(findings.summary(names(rank)))
     if findings.failures():
         raise XplatError("; ".join(findings.failures()))
 
 
+def _ablate(
+    study: Study, ablation: Ablation, progress: Report, console: Console, *, folder: Path | None, json: bool
+) -> None:
+    from trainer.ablation import ablate
+    from trainer.report import write_ablation
+
+    table = ablate(study, ablation, report=progress, measured=partial(_print_line, console))
+    if folder is not None:
+        _print_written(write_ablation(table, folder), console)
+    if json:
+        _print_json(table)
+
+
 def _main(options: TrainOptions, report: Report) -> SplitMethod:
     """Return the method that an evaluation is about."""
+    from trainer.frozen import CACHE
     from trainer.split import SplitMethod
 
-    return SplitMethod(options, report=report)
+    return SplitMethod(options, report=report, cache=CACHE)
 
 
 def _others(fused: bool, report: Report) -> Sequence[Method]:
@@ -184,5 +214,21 @@ def _print_oracle(found: AgainstOracle, console: Console, *, json: bool) -> None
         table.add_row(name, f"{value:.4f}", f"{found.share(name):.1%}", style="" if number else "bold")
     console.print(table)
     if json:
-        sys.stdout.write(msgspec.json.encode(found.summary()).decode() + "\n")
-        sys.stdout.flush()
+        _print_json(found.summary())
+
+
+def _print_line(console: Console, line: AblationLine) -> None:
+    gains = "  ".join(
+        f"{name} {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+        for name, gain in (("NDCG@10", line.difference), ("micro-F1", line.micro_f1_difference))
+    )
+    console.print(f"{line.name}: {gains}  {line.verdict}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_written(page: Path, console: Console) -> None:
+    console.print(f"written: {page}", highlight=False, soft_wrap=True)
+
+
+def _print_json(found: object) -> None:
+    sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+    sys.stdout.flush()

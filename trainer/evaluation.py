@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from trainer import calibrate, groups, leaks, readings, transfer
-from trainer.ablation import ablate
 from trainer.baselines import IN_TIME, LINEAR_METHODS, POPULARITY, Popularity, PopularityInTime
 from trainer.findings import BeforeAfter, Findings, GroupLine, MethodLine, Planted
 from trainer.measures import Counts, bootstrap_mean, ndcg
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from trainer.ablation import Ablation
     from trainer.methods import Method, Trial
     from trainer.progress import Report
     from trainer.ranking import Ranking
@@ -50,8 +48,6 @@ class EvaluateOptions:
     """By a hash of the user's id."""
     plant_harmful: bool = False
     """Add a platform of random items for the same users and see whether the guard mutes it; twice the fits."""
-    ablation: Ablation | None = None
-    """The lines of the ablation table, where one is asked for: its folds are some of `folds`."""
 
 
 def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
@@ -101,11 +97,6 @@ def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
         matrix, no_matrix = _matrix(subject, task, study, main, (guarded.unguarded, plain), options.folds)
     with clock.stage("planted platform") as told:
         planted = _planted(subject, study, main, mine, folds, told) if options.plant_harmful else None
-    ablation = None
-    if options.ablation is not None:
-        tried = len(options.ablation.folds)
-        with clock.stage("ablation"):
-            ablation = ablate(study, options.ablation, report=lambda name, done: report(name, done, tried, {}))
     with clock.stage("ranking"):
         ranking = rank() if rank else None
 
@@ -161,7 +152,6 @@ def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
             leaks.check_history(study, study.train),
             leaks.check_users(study, folds),
         ],
-        ablation=ablation,
         ranking=ranking,
         excluded=subject.excluded | {reason: count for reason, count in study.excluded.items() if count},
         seconds=clock.seconds,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from trainer import measures
-from trainer.ablation import AblationTable
 from trainer.calibrate import CurvePoint
 from trainer.leaks import LeakCheck
 from trainer.measures import Counts, Interval, bootstrap_mean, ndcg
@@ -220,8 +219,6 @@ class Findings(msgspec.Struct, frozen=True):
     calibration: Calibration
     planted: Planted | None
     leaks: list[LeakCheck]
-    ablation: AblationTable | None
-    """What each option brings, where it was asked for."""
     ranking: Ranking | None
     """Of the item ranking task, where it was asked for."""
     excluded: dict[str, int]

@@ -124,9 +124,11 @@ def _weak_labels(read: Base, features: TextFeatures, texts: TextTable, label_tex
             expected="`Hints.label_texts`, see `trainer.weak.label_texts`",
             fix="Give them, or leave `weak_labels` off.",
         )
-    return weak_labels(
-        texts, mean_vectors(read, features, texts.texts), mean_vectors(read, features, list(label_texts))
-    )
+    # Only what is trained on, or says how near is near enough.
+    rows = np.flatnonzero(texts.own_known | (texts.next_count > 0))
+    vectors = np.zeros((len(texts.texts), read.hidden), np.float32)
+    vectors[rows] = mean_vectors(read, features, [texts.texts[row] for row in rows])
+    return weak_labels(texts, vectors, mean_vectors(read, features, list(label_texts)))
 
 
 class _TextObjective(nn.Module):

@@ -201,6 +201,7 @@ def fit_member(
             *vectors.groups(options.head_lr),
         ],
         weight_decay=options.weight_decay,
+        fused=True,
     )
     pace = schedule(optimizer, steps, warm_up=options.warm_up)
     patience = Patience(kept, options.head_patience)

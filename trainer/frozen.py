@@ -34,13 +34,20 @@ _SAVE_EVERY: Final = 2048
 
 
 def frozen_vectors(
-    texts: Sequence[str], *, base: str = "", cache: Path = CACHE, threads: int = 1, report: Report = silent
+    texts: Sequence[str],
+    *,
+    base: str = "",
+    max_tokens: int = MAX_TOKENS,
+    cache: Path = CACHE,
+    threads: int = 1,
+    report: Report = silent,
 ) -> NDArray[np.float16]:
     """Return the mean of each text's token vectors, of unit length (texts, hidden); zeros for the empty text.
 
     Args:
         texts: read in order of length, each distinct one once.
         base: a Hugging Face encoder's folder or id; empty: the packaged MiniLM.
+        max_tokens: read of a text.
         cache: folder of what was read before, by encoder; made where it is missing.
         threads: of torch.
         report: told as stage "vectors".
@@ -48,14 +55,14 @@ def frozen_vectors(
     Raises `DataError` when the encoder or what the cache holds cannot be read.
     """
     base = base or default_base()
-    path = cache / f"frozen-{blake2b(f'{base} {MAX_TOKENS}'.encode(), digest_size=8).hexdigest()}.npz"
+    path = cache / f"frozen-{blake2b(f'{base} {max_tokens}'.encode(), digest_size=8).hexdigest()}.npz"
     known = _read(path)
     missing = sorted(
         {text for text in texts if text and hash_text(text) not in known}, key=lambda text: (len(text), text)
     )
     if missing:
         read = read_base(base)
-        features = TextFeatures(Tokenizer.from_str(read.tokenizer_json().decode()), max_tokens=MAX_TOKENS)
+        features = TextFeatures(Tokenizer.from_str(read.tokenizer_json().decode()), max_tokens=max_tokens)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:

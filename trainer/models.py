@@ -62,17 +62,21 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return (texts, width) of (texts, tokens) ids and mask."""
-        return self.vectors(self.means(input_ids, attention_mask), input_ids, attention_mask)
+        weight = self.weights(input_ids, attention_mask).unsqueeze(-1)  # (texts, tokens, 1)
+        words = (self.words(input_ids) * weight).sum(1) / weight.sum(1).clamp(min=1e-6)
+        return self.vectors(self.means(input_ids, attention_mask), words)
 
     def means(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return (texts, hidden): the mean over the tokens of the pretrained encoder's last layer."""
         states = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return _mean(states, attention_mask)
 
-    def vectors(self, means: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return (texts, width) of the texts' means and tokens."""
-        weight = functional.embedding(input_ids, self.rarity) * attention_mask.unsqueeze(-1)  # (texts, tokens, 1)
-        words = (self.words(input_ids) * weight).sum(1) / weight.sum(1).clamp(min=1e-6)
+    def weights(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return (texts, tokens): how much each token counts among a text's words; padding not at all."""
+        return functional.embedding(input_ids, self.rarity).squeeze(-1) * attention_mask
+
+    def vectors(self, means: Tensor, words: Tensor) -> Tensor:
+        """Return (texts, width) of the texts' means (texts, hidden) and of the means of their words (texts, width)."""
         return functional.normalize(functional.normalize(self.project(means), dim=-1) + words, dim=-1)
 
     def beside(self) -> Encoder:

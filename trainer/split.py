@@ -5,16 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+import torch
+
 from trainer.checkpoint import Checkpoint
 from trainer.dataset import with_targets
 from trainer.encoding import FreshEncoder, as_it_is, fine_tuned
 from trainer.fit_head import Fitting, LabelledWindows, score_windows
+from trainer.frozen import frozen_vectors
 from trainer.joint import TextStates, fit_together, text_states
 from trainer.options import TrainOptions
 from trainer.progress import silent
+from trainer.words import TokenTable
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from trainer.head import Head
@@ -52,12 +59,14 @@ class SplitMethod:
 
     Everything that learns from behavior is fitted anew for every fold. Without an adapter that leaves the transformer
     out: it is run once a study, over its texts alone, titles and categories. With one it is fine-tuned fold by fold, on
-    what the fold's training users touched next.
+    what the fold's training users touched next, and reads the texts of the people who are cut.
     """
 
     options: TrainOptions = field(default_factory=lambda: TrainOptions(adapter="none"))
     name: str = SPLIT
     report: Report = silent
+    cache: Path | None = None
+    """Folder that keeps what the transformer as it is says of texts for the next run; none: nothing is kept."""
     _prepared: dict[tuple[object, ...], Prepared] = field(default_factory=dict, repr=False)
 
     def fit(self, study: Study, train: Cuts, tune: Cuts) -> FittedSplit:
@@ -77,7 +86,10 @@ class SplitMethod:
         if self.options.adapter == "none":
             fresh, states = self.prepared(study.texts)
         else:
-            fresh, states = self._read(fine_tuned(fitting, study.taxonomy, checkpoint=Checkpoint.off()), study.texts)
+            fresh = fine_tuned(fitting, study.taxonomy, checkpoint=Checkpoint.off())
+            # Self-training asks for the labels of all texts.
+            rows = None if self.options.self_training else study.readable()
+            states = text_states(fresh.encoder, fresh.features, study.texts.texts, self.report, rows)
         encoder = fresh.encoder.beside()
         return FittedSplit(encoder, *fit_together(encoder, states, fitting))
 
@@ -92,8 +104,20 @@ class SplitMethod:
         key = (options.base, options.width, options.max_tokens, *texts.texts)
         if key not in self._prepared:
             self._prepared.clear()  # one study at a time
-            self._prepared[key] = self._read(as_it_is(options), texts)
+            fresh = as_it_is(options)
+            self._prepared[key] = Prepared(fresh, self._states(fresh, texts.texts))
         return self._prepared[key]
 
-    def _read(self, fresh: FreshEncoder, texts: TextTable) -> Prepared:
-        return Prepared(fresh, text_states(fresh.encoder, fresh.features, texts.texts, self.report))
+    def _states(self, fresh: FreshEncoder, texts: Sequence[str]) -> TextStates:
+        if self.cache is None:
+            return text_states(fresh.encoder, fresh.features, texts, self.report)
+        options = self.options
+        found = frozen_vectors(
+            texts,
+            base=options.base,
+            max_tokens=options.max_tokens,
+            cache=self.cache,
+            threads=torch.get_num_threads(),
+            report=self.report,
+        )
+        return TextStates(np.concatenate([np.zeros_like(found[:1]), found]), TokenTable.of(fresh.features, texts))

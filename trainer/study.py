@@ -139,6 +139,17 @@ class Study(NamedTuple):
         """Return the platforms foretold, as windows number them, from 1; none where it is all of them."""
         return frozenset(self.platforms.index(name) + 1 for name in self.task.target)
 
+    def readable(self) -> NDArray[np.int64]:
+        """Return the rows of the texts that name a label, or that a person who is cut ever touched, ascending.
+
+        No window of a cut holds any other, whenever it is looked at.
+        """
+        touched = self.texts.own_known.copy()
+        for user in np.unique(self.train.user).tolist():
+            texts = self.histories[user].text
+            touched[texts[texts > 0] - 1] = True
+        return np.flatnonzero(touched)
+
     def views(self) -> dict[str, set[int]]:
         """Return which platforms each view of a window shows: source only, target only, everything."""
         target, source = _sides(self.task, self.platforms)

@@ -8,7 +8,7 @@ import pytest
 from tests.trainer.people import FOLDS, study
 from trainer.ablation import HELPS, HURTS, NOTHING, Ablation, ablate, verdict
 from trainer.baselines import LINEAR_COUNTS, POPULARITY, Linear, Popularity
-from trainer.measures import Interval, ndcg
+from trainer.measures import Counts, Interval, ndcg
 from trainer.methods import split, try_method
 from trainer.options import TrainOptions, checked
 from trainer.split import SplitMethod
@@ -18,17 +18,22 @@ from xplat_stream.errors import DataError
 
 
 def test_what_changes_nothing_is_said_to_bring_nothing() -> None:
-    """The base beside itself differs by zero; popularity beside it hurts; progress is told by method and fold."""
-    told: list[tuple[str, int]] = []
+    """The base beside itself differs by zero; popularity beside it hurts; folds and lines are told as they are done."""
+    told: list[object] = []
     ablation = Ablation(
         Linear("base", words=False), [Linear(LINEAR_COUNTS, words=False), Popularity()], folds=range(FOLDS)
     )
-    found = ablate(study(), ablation, report=lambda name, done: told.append((name, done)))
+    found = ablate(
+        study(), ablation, report=lambda name, done, total, _: told.append((name, done, total)), measured=told.append
+    )
     same, none = found.lines
     assert (same.difference, same.verdict) == (Interval(0.0, 0.0, 0.0), NOTHING)
     assert none.verdict == HURTS
     assert (found.base, found.users, found.folds) == ("base", len(study().test), FOLDS)
-    assert told == [(name, done) for name in ("base", LINEAR_COUNTS, POPULARITY) for done in range(1, FOLDS + 1)]
+    base, one, other = (
+        [(name, done, FOLDS) for done in range(1, FOLDS + 1)] for name in ("base", LINEAR_COUNTS, POPULARITY)
+    )
+    assert told == [*base, *one, same, *other, none]
 
 
 def test_of_some_folds_only_their_users_count() -> None:
@@ -39,8 +44,10 @@ def test_of_some_folds_only_their_users_count() -> None:
 
     assert found.users == len(rows) < len(study().test)
     assert found.ndcg10.value == pytest.approx(ndcg(trial.scores[rows], study().test.targets[rows]).mean())
-    assert np.isfinite([found.ndcg10, *(interval for line in found.lines for interval in line[2:4])]).all()
-    assert found.lines[0].verdict == HELPS
+    (line,) = found.lines
+    assert np.isfinite([found.ndcg10, found.micro_f1, line.difference, line.micro_f1_difference]).all()
+    assert found.micro_f1.value == pytest.approx(Counts.of(trial.chosen()[rows], study().test.targets[rows]).micro_f1())
+    assert line.verdict == HELPS
 
 
 def test_verdicts_follow_the_interval() -> None:

@@ -39,9 +39,8 @@ NOW = Millis(START_MS + 100 * 86_400_000)
 
 @pytest.fixture(scope="module")
 def findings() -> Findings:
-    """A whole evaluation: linear model beside its halves, a planted platform, one variant."""
-    ablation = Ablation(Linear(), [Linear("no words", words=False)], folds=range(1))
-    options = EvaluateOptions(FOLDS, plant_harmful=True, ablation=ablation)
+    """A whole evaluation: linear model beside its halves, a planted platform."""
+    options = EvaluateOptions(FOLDS, plant_harmful=True)
     others = (Linear(LINEAR_TEXT, counts=False), Linear(LINEAR_COUNTS, words=False))
     return evaluate(subject(), TASK, Linear(), others, options=options, rank=a_ranking)
 
@@ -103,9 +102,8 @@ def test_the_report_is_whole(findings: Findings, tmp_path: Path) -> None:
     assert all(f"]({name})" in page for name in pictures)
     raw = json.loads((tmp_path / "new" / "folder" / "report.json").read_bytes())
     assert raw["methods"][0]["ndcg10"][0] == pytest.approx(findings.method(LINEAR).ndcg10.value)
-    for words in ("A planted harmful platform", "## What each option brings", "## Item ranking", "hard-cold"):
+    for words in ("A planted harmful platform", "## Item ranking", "hard-cold"):
         assert words in page
-    assert f"Of the {findings.ablation.users} users of 1 of {FOLDS} folds" in page
     assert f"| **{LINEAR}** |" in page
 
 
@@ -304,6 +302,27 @@ def test_simulated_people_have_an_oracle(run) -> None:
     assert 0 < found["baselines"]["plain"]["oracle_share"] < found["oracle_share"] < 1
 
 
+def test_lines_are_measured_and_nothing_else(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line is told when it is done; a page and one JSON object hold the table, and no evaluation is made."""
+    folder = write_folder(tmp_path)
+    ablation = Ablation(Linear(), [Linear("no words | fewer", words=False)], folds=range(1))
+    monkeypatch.setattr("trainer.variants.ablation_of", lambda *_, **__: ablation)
+    options = ("--target", "shop", "--folds", FOLDS, "--min-label-users", 10, "--ablate", "all", "--ablate-folds", 1)
+    result = run("--dataset", folder, *options, "--report", tmp_path / "report", "--json")
+
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.splitlines()[-1])
+    (line,) = found["lines"]
+    assert (found["base"], found["folds"], line["name"]) == (LINEAR, 1, "no words | fewer")
+    assert line["difference"][1] <= line["difference"][0] <= line["difference"][2]
+    assert f"no words | fewer: NDCG@10 {line['difference'][0]:+.4f}" in result.stderr
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"ablation.md", "ablation.json"}
+    page = (tmp_path / "report" / "ablation.md").read_text("utf-8")
+    assert "| no words \\| fewer |" in page
+    assert f"Of the {found['users']} users of the first 1 folds" in page
+    assert json.loads((tmp_path / "report" / "ablation.json").read_bytes()) == found
+
+
 def test_a_line_nobody_knows_costs_nothing(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told before anything is read: there is no recording here."""
     monkeypatch.setattr(evaluate_command, "_main", lambda *_: SplitMethod())
@@ -330,6 +349,7 @@ def test_one_source_is_named(run, tmp_path: Path) -> None:
     assert run("--simulated", 9, "--labels", "tags").exit_code == 2
     assert run("--simulated", 9, "--plant-harmful").exit_code == 2
     assert run("--from-topic", "--folds", 3, "--ablate-folds", 4).exit_code == 2
+    assert run("--from-topic", "--ablate", "all", "--plant-harmful").exit_code == 2
     assert run("--dataset", tmp_path, "--from-topic").exit_code == 2
     assert run("--from-topic", "--labels", "tags").exit_code == 2
 

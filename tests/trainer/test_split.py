@@ -16,11 +16,12 @@ from trainer.baselines import Popularity
 from trainer.compact import Compact
 from trainer.export import encode_texts, export_encoder, export_head, score_inputs
 from trainer.fit_head import views_of_platforms
+from trainer.joint import text_states
 from trainer.measures import ndcg
 from trainer.methods import split, try_method
 from trainer.options import TrainOptions
 from trainer.split import SplitMethod
-from trainer.study import A_ONLY, EVERYTHING
+from trainer.study import A_ONLY, EVERYTHING, earlier
 from trainer.words import TokenTable, latent_words
 from xplat_stream.serving.features import TextFeatures
 
@@ -84,6 +85,38 @@ def test_same_seed_same_model(method, fitted, parts):
     again = method.fit(study(), parts.train, parts.tune)
     assert np.array_equal(again.table, fitted.table)
     assert np.array_equal(again.scores(parts.test), fitted.scores(parts.test))
+
+
+def test_texts_are_read_once_ever(method, fitted, tmp_path, monkeypatch):
+    """What the transformer says is kept in a folder: the next run has it read nothing, and fits the same model."""
+    kept = [replace(method, cache=tmp_path, _prepared={}) for _ in range(2)]
+    first = kept[0].prepared(study().texts).states
+    monkeypatch.setattr("trainer.frozen.mean_vectors", None)
+    second = kept[1].prepared(study().texts).states
+
+    assert np.array_equal(first.means, second.means)
+    np.testing.assert_allclose(first.means, method.prepared(study().texts).states.means, atol=1e-3)
+    assert all(map(np.array_equal, first.tokens, method.prepared(study().texts).states.tokens))
+
+
+def test_windows_hold_readable_texts_only():
+    """No window holds a text that is not read, whenever it is looked at; what nobody who is cut touched is left out."""
+    of = study()
+    some = of._replace(train=of.train.of_users(np.arange(len(of.histories)) == of.train.user[0]))
+    rows = some.readable()
+    assert 0 < len(rows) < len(of.readable()) == len(of.texts.texts)
+    assert of.texts.own_known[np.setdiff1d(np.arange(len(of.texts.texts)), rows)].sum() == 0
+    for cuts in (some.train, earlier(of, some.train, some.train.before // 2)):
+        assert np.isin(cuts.inputs.text, [0, *(rows + 1)]).all()
+
+
+def test_texts_nobody_reads_are_not_encoded(method):
+    """The others' states are those of a run over all texts."""
+    fresh, states = method.prepared(study().texts)
+    rows = np.arange(3, 9)
+    found = text_states(fresh.encoder, fresh.features, study().texts.texts, lambda *_: None, rows)
+    np.testing.assert_allclose(found.means[rows + 1], states.means[rows + 1], atol=1e-3)
+    assert not found.means[np.setdiff1d(np.arange(len(found.means)), rows + 1)].any()
 
 
 def backbone(method, of, fold=0):
