@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import msgspec
 
-from trainer.options import TrainOptions
+from trainer.run.options import TrainOptions
 from trainer.train import train
 from xplat_stream.demo.children import Child
 from xplat_stream.errors import StackError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from trainer.release import Candidate
+    from trainer.release.release import Candidate
     from xplat_stream.kafka.codec import Announcement
     from xplat_stream.settings import Settings
 

@@ -29,7 +29,7 @@ from benchmarks.live import (
     until,
 )
 from benchmarks.stack import private_stack
-from trainer.release import place_candidate
+from trainer.release.release import place_candidate
 from xplat_stream.kafka.reports import read_release_report
 from xplat_stream.serving.promote import promote
 from xplat_stream.verify import verify

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from trainer.fused import FusedMethod, FusedOptions
-from trainer.fused_release import fused_candidate, measured, place_fused
-from trainer.histories import gather
-from trainer.methods import split
-from trainer.models import DEFAULT_PACKAGE
-from trainer.options import TrainOptions
-from trainer.release import place
-from trainer.study import Task, cut_study
+from trainer.data.histories import gather
+from trainer.data.study import Task, cut_study
+from trainer.export.fused import FusedMethod, FusedOptions
+from trainer.export.fused_release import fused_candidate, measured, place_fused
+from trainer.measuring.methods import split
+from trainer.networks.models import DEFAULT_PACKAGE
+from trainer.release.release import place
+from trainer.run.options import TrainOptions
 from trainer.train import train_on
 from xplat_stream.population import Population
 from xplat_stream.serving.fused import FUSED

@@ -27,11 +27,11 @@ from benchmarks.live import (
     until,
 )
 from benchmarks.stack import private_stack
-from trainer.gate import check
-from trainer.options import TrainOptions
-from trainer.prepare import prepare
-from trainer.progress import silent
-from trainer.release import place_candidate
+from trainer.data.prepare import prepare
+from trainer.release.gate import check
+from trainer.release.release import place_candidate
+from trainer.run.options import TrainOptions
+from trainer.run.progress import silent
 from xplat_stream.comparison import breaches
 from xplat_stream.demo.children import Child
 from xplat_stream.kafka.codec import decode_profile
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from trainer.release import Candidate
+    from trainer.release.release import Candidate
     from xplat_stream.settings import Settings
 
 _EVENTS_EACH: Final = 5

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.live import PATIENCE_S, PLATFORMS, Traffic, metrics_of, people, serving, two_heads, until
 from benchmarks.stack import private_stack
-from trainer.release import place_candidate
+from trainer.release.release import place_candidate
 from xplat_stream.errors import XplatError
 from xplat_stream.local.process import memory_of
 from xplat_stream.serving.probe import server_memory
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from benchmarks.live import Published
-    from trainer.release import Candidate
+    from trainer.release.release import Candidate
     from xplat_stream.demo.children import Child
     from xplat_stream.settings import Settings
 

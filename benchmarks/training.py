@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import numpy as np
 
-from trainer.dataset import build_examples
-from trainer.models import default_base
-from trainer.options import TrainOptions
+from trainer.data.dataset import build_examples
+from trainer.networks.models import default_base
+from trainer.run.options import TrainOptions
 from trainer.train import train_on
 from xplat_stream.errors import StackError
 from xplat_stream.population import Population
@@ -32,7 +32,7 @@ from xplat_stream.window import WindowSpec
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from trainer.dataset import Dataset
+    from trainer.data.dataset import Dataset
     from xplat_stream.event import Event
 
 _SEED: Final = 11

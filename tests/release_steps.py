@@ -15,7 +15,7 @@ from unittest import mock
 
 import msgspec
 
-from trainer.release import Candidate, EncoderFiles, kept_encoder, place, place_candidate
+from trainer.release.release import Candidate, EncoderFiles, kept_encoder, place, place_candidate
 from xplat_stream import watch
 from xplat_stream.comparison import Comparison
 from xplat_stream.errors import ReleaseError

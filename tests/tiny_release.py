@@ -28,7 +28,7 @@ from xplat_stream.taxonomy import load_taxonomy
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from trainer.release import Candidate
+    from trainer.release.release import Candidate
     from xplat_stream.settings import Settings
 
 WIDTH = 64
@@ -103,7 +103,11 @@ def make_published(
 
 def successor(settings: Settings, manifest: Manifest, *, tilt: float = 1.0, new_encoder: bool = False) -> Candidate:
     """Return a candidate like a release, whose scores are as far from one half as `tilt` says."""
-    from trainer.release import Candidate, EncoderFiles, kept_encoder  # brings torch, which most tests do without
+    from trainer.release.release import (  # brings torch, which most tests do without
+        Candidate,
+        EncoderFiles,
+        kept_encoder,
+    )
 
     repository = ModelRepository(settings.model.repository)
     folder = repository.folder(ENCODER, manifest.encoder)

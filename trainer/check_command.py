@@ -1,4 +1,4 @@
-"""`xplat model check`: options and printing; the judging is `trainer.gate`."""
+"""`xplat model check`: options and printing; the judging is `trainer.release.gate`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def check(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Judge a release beside the active one on held-out people and on the real Triton. Exit code 1 when refused."""
-    from trainer.gate import check as judge
-    from trainer.gate import render
-    from trainer.options import TrainOptions
-    from trainer.prepare import Recorded, prepare
-    from trainer.progress import RichProgress
-    from trainer.study import Task
+    from trainer.data.prepare import Recorded, prepare
+    from trainer.data.study import Task
+    from trainer.release.gate import check as judge
+    from trainer.release.gate import render
+    from trainer.run.options import TrainOptions
+    from trainer.run.progress import RichProgress
     from xplat_stream.serving.promote import known_store
 
     settings = load_settings()

@@ -12,7 +12,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from trainer.options import (
+from trainer.run.options import (
     TEACHERS,
     USUAL_TEACHERS,
     AdapterName,
@@ -22,7 +22,7 @@ from trainer.options import (
     TrainOptions,
     checked,
 )
-from trainer.tracking import TrackerName, tracked
+from trainer.run.tracking import TrackerName, tracked
 from xplat_stream.settings import load_settings
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ DEFAULT_LABELS = "categories:2-3"
 
 
 class SplitWord(StrEnum):
-    """See `trainer.dataset.SplitBy`."""
+    """See `trainer.data.dataset.SplitBy`."""
 
     user = "user"
     time = "time"
@@ -85,8 +85,8 @@ def train(  # one option each
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Fine-tune on the log, evaluate, export, judge the release beside the active one, and promote it if it passes."""
-    from trainer.progress import RichProgress
-    from trainer.study import Task
+    from trainer.data.study import Task
+    from trainer.run.progress import RichProgress
     from trainer.train import Recorded
     from trainer.train import train as train_release
 
@@ -163,8 +163,8 @@ def train(  # one option each
 
 def _show(result: TrainResult, console: Console) -> None:
     """Print what was left out, how good the release is, what the gate says, and what became of it."""
-    from trainer import gate
-    from trainer.evaluate import render
+    from trainer.evaluation.evaluate import render
+    from trainer.release import gate
 
     for what, count in result.excluded.items():
         if count:
@@ -197,9 +197,9 @@ def _refuse_both(*pairs: tuple[str, bool]) -> None:
 
 
 def _train_fused(console: Console, *, base: str, threads: int, seed: int, json: bool) -> None:
-    from trainer.fused import FusedOptions
-    from trainer.fused_release import train_fused
-    from trainer.progress import RichProgress
+    from trainer.export.fused import FusedOptions
+    from trainer.export.fused_release import train_fused
+    from trainer.run.progress import RichProgress
 
     with RichProgress(console) as report:
         manifest = train_fused(load_settings(), FusedOptions(base=base, threads=threads, seed=seed), report)

@@ -1,4 +1,4 @@
-"""`xplat compress`: options and printing; the measuring is `trainer.compression_report`."""
+"""`xplat compress`: options and printing; the measuring is `trainer.export.compression_report`."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def compress(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure each way to make an encoder smaller: bytes, texts a second on the running Triton, quality lost."""
-    from trainer.compression_report import Asked, compression_report, render
-    from trainer.models import default_base
-    from trainer.prepare import CACHE_FOLDER, spec_holding
-    from trainer.progress import RichProgress
-    from trainer.sources import FolderSource, cached_log
-    from trainer.study import Task, cut_study
+    from trainer.data.prepare import CACHE_FOLDER, spec_holding
+    from trainer.data.sources import FolderSource, cached_log
+    from trainer.data.study import Task, cut_study
+    from trainer.export.compression_report import Asked, compression_report, render
+    from trainer.networks.models import default_base
+    from trainer.run.progress import RichProgress
 
     console = Console(stderr=True)
     settings = load_settings()

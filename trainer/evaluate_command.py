@@ -1,4 +1,4 @@
-"""`xplat evaluate`: options and printing; the run is `trainer.evaluation`."""
+"""`xplat evaluate`: options and printing; the run is `trainer.evaluation.evaluation`."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import typer
 from rich.console import Console
 
 from trainer.command import DEFAULT_LABELS, names
-from trainer.options import TEACHERS, USUAL_TEACHERS, AdapterName, TrainOptions
+from trainer.run.options import TEACHERS, USUAL_TEACHERS, AdapterName, TrainOptions
 from xplat_stream.errors import XplatError
 from xplat_stream.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from trainer.ablation import Ablation, AblationLine
-    from trainer.findings import Findings
-    from trainer.methods import Method
-    from trainer.progress import Report
-    from trainer.ranking import Ranking
-    from trainer.simulated import AgainstOracle
-    from trainer.split import SplitMethod
-    from trainer.study import Study
-    from trainer.subject import Subject
+    from trainer.data.study import Study
+    from trainer.evaluation.ablation import Ablation, AblationLine
+    from trainer.evaluation.findings import Findings
+    from trainer.evaluation.ranking import Ranking
+    from trainer.evaluation.simulated import AgainstOracle
+    from trainer.evaluation.split import SplitMethod
+    from trainer.evaluation.subject import Subject
+    from trainer.measuring.methods import Method
+    from trainer.run.progress import Report
 
 
 def evaluate(
@@ -69,13 +69,13 @@ def evaluate(
     """Measure the model beside baselines on users it never saw; exit code 1 where a leak check fails."""
     from joblib import parallel_config
 
-    from trainer.evaluation import EvaluateOptions
-    from trainer.evaluation import evaluate as evaluate_log
-    from trainer.progress import RichProgress
-    from trainer.report import write_report
-    from trainer.simulated import against_oracle, simulated_study
-    from trainer.study import Task
-    from trainer.variants import ablation_of
+    from trainer.data.study import Task
+    from trainer.evaluation.evaluation import EvaluateOptions
+    from trainer.evaluation.evaluation import evaluate as evaluate_log
+    from trainer.evaluation.report import write_report
+    from trainer.evaluation.simulated import against_oracle, simulated_study
+    from trainer.evaluation.variants import ablation_of
+    from trainer.run.progress import RichProgress
 
     for wrong, words in (
         (
@@ -131,8 +131,8 @@ def evaluate(
 def _ablate(
     study: Study, ablation: Ablation, progress: Report, console: Console, *, folder: Path | None, json: bool
 ) -> None:
-    from trainer.ablation import ablate
-    from trainer.report import write_ablation
+    from trainer.evaluation.ablation import ablate
+    from trainer.evaluation.report import write_ablation
 
     table = ablate(study, ablation, report=progress, measured=partial(_print_line, console))
     if folder is not None:
@@ -143,24 +143,24 @@ def _ablate(
 
 def _main(options: TrainOptions, report: Report) -> SplitMethod:
     """Return the method that an evaluation is about."""
-    from trainer.frozen import CACHE
-    from trainer.split import SplitMethod
+    from trainer.evaluation.split import SplitMethod
+    from trainer.fitting.frozen import CACHE
 
     return SplitMethod(options, report=report, cache=CACHE)
 
 
 def _others(fused: bool, report: Report) -> Sequence[Method]:
     """Return what it is set beside."""
-    from trainer.baselines import all_baselines
-    from trainer.fused import FusedMethod
-    from trainer.sasrec import SASRec
+    from trainer.evaluation.sasrec import SASRec
+    from trainer.export.fused import FusedMethod
+    from trainer.measuring.baselines import all_baselines
 
     return [*all_baselines(), SASRec(), *([FusedMethod(report=report)] if fused else [])]
 
 
 def _ranking(dataset: Path | None, platforms: tuple[str, ...], report: Report) -> Callable[[], Ranking] | None:
     """Return what measures item ranking on these platforms; None where none is named."""
-    from trainer.ranking import rank_items
+    from trainer.evaluation.ranking import rank_items
     from xplat_stream.replay import read_recording
 
     if not platforms:
@@ -172,8 +172,8 @@ def _ranking(dataset: Path | None, platforms: tuple[str, ...], report: Report) -
 
 def _subject(folder: Path | None, labels: str, min_users: int, horizon_days: float, progress: Report) -> Subject:
     """Return the topics, or a recorded folder, as `xplat train` reads them."""
-    from trainer.sources import FolderSource, TopicSource
-    from trainer.subject import read_subject
+    from trainer.data.sources import FolderSource, TopicSource
+    from trainer.evaluation.subject import read_subject
 
     settings = load_settings()
     window, horizon = settings.window, timedelta(days=horizon_days) if horizon_days else None

@@ -15,20 +15,20 @@ import msgspec
 import numpy as np
 import optuna
 
-from trainer.checkpoint import Checkpoint
-from trainer.fit_head import fit_head, score_windows
-from trainer.measures import ndcg
-from trainer.progress import silent
+from trainer.fitting.checkpoint import Checkpoint
+from trainer.fitting.fit_head import fit_head, score_windows
+from trainer.measuring.measures import ndcg
+from trainer.run.progress import silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-    from trainer.encoding import ReadyEncoder
-    from trainer.fit_head import Fitting
-    from trainer.options import TrainOptions
-    from trainer.progress import Report
+    from trainer.fitting.fit_head import Fitting
+    from trainer.release.encoding import ReadyEncoder
+    from trainer.run.options import TrainOptions
+    from trainer.run.progress import Report
 
 _ENCODER_SHARE: Final = 0.7
 """Of the budget: an encoder's trial takes minutes, a head's takes seconds."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainer.options import USUAL_TEACHERS, TrainOptions
+from trainer.run.options import USUAL_TEACHERS, TrainOptions
 from xplat_stream.errors import XplatError
 from xplat_stream.settings import load_settings
 

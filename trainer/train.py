@@ -24,21 +24,21 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
-from trainer.checkpoint import Checkpoint, fingerprint
-from trainer.compress import vectors_of
-from trainer.dataset import Dataset, build_examples
-from trainer.devices import is_first_process
-from trainer.encoding import ReadyEncoder, active_encoder, encoder_costs, fine_tuned
-from trainer.evaluate import Evaluation, baselines, evaluate
-from trainer.export import export_head, score_inputs
-from trainer.fit_head import Fitting, LabelledWindows, fit_head, score_windows
-from trainer.joint import fit_together, text_states
-from trainer.options import TrainOptions, checked
-from trainer.prepare import Prepared, Recorded, prepare
-from trainer.progress import STAGES, Report, silent
-from trainer.release import Candidate, release
+from trainer.data.dataset import Dataset, build_examples
+from trainer.data.prepare import Prepared, Recorded, prepare
+from trainer.evaluation.evaluate import Evaluation, baselines, evaluate
+from trainer.export.compress import vectors_of
+from trainer.export.export import export_head, score_inputs
+from trainer.export.sensitivity import sensitivity_of
+from trainer.fitting.checkpoint import Checkpoint, fingerprint
+from trainer.fitting.fit_head import Fitting, LabelledWindows, fit_head, score_windows
+from trainer.fitting.joint import fit_together, text_states
+from trainer.release.encoding import ReadyEncoder, active_encoder, encoder_costs, fine_tuned
+from trainer.release.release import Candidate, release
+from trainer.run.devices import is_first_process
+from trainer.run.options import TrainOptions, checked
+from trainer.run.progress import STAGES, Report, silent
 from trainer.search import Searched, search
-from trainer.sensitivity import sensitivity_of
 from xplat_stream.errors import DataError
 from xplat_stream.kafka.log import Span, behavior_spans
 from xplat_stream.profile import TaxonomyRef
@@ -292,7 +292,7 @@ class _Clock:
         self._last = perf_counter()
 
     def stage(self, name: str) -> None:
-        """Book the time since the stage before under `name`, one of `trainer.progress.STAGES`."""
+        """Book the time since the stage before under `name`, one of `trainer.run.progress.STAGES`."""
         if name not in STAGES:
             raise KeyError(name)
         now = perf_counter()

@@ -23,7 +23,7 @@ POINTS: Final = (
     "place.renamed",
     "sight.renamed",
     "remove.renamed",
-    # A release on its way to being active, and back: serving/triton.py, serving/promote.py, trainer/release.py
+    # A release on its way to being active, and back: serving/triton.py, serving/promote.py, trainer/release/release.py
     "release.judged",
     "triton.loading",
     "triton.loaded",

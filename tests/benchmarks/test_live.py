@@ -11,8 +11,8 @@ from benchmarks.promotion import Freshness
 from benchmarks.rollback import opposite, spoiled
 from benchmarks.swaps import _apart
 from tests.tiny_release import WIDTH, head_graph
-from trainer.export import score_inputs
-from trainer.release import Candidate, EncoderKept
+from trainer.export.export import score_inputs
+from trainer.release.release import Candidate, EncoderKept
 from xplat_stream.event import UserId
 from xplat_stream.serving.features import HeadInputs
 from xplat_stream.testing import make_release

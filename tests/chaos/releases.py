@@ -166,7 +166,7 @@ class _Suite:
 
     def _prepared(self, death: Death) -> int:
         """Return the number that the command is given: of a new candidate, or of the release to train after."""
-        from trainer.release import place_candidate
+        from trainer.release.release import place_candidate
 
         active = self._announced
         if death.act == "train":
@@ -232,10 +232,10 @@ class _Suite:
 
 def _train(number: int) -> None:
     """Place a successor of a release, judge it and promote it."""
-    from trainer.dataset import build_examples
-    from trainer.options import TrainOptions
-    from trainer.progress import silent
-    from trainer.release import release
+    from trainer.data.dataset import build_examples
+    from trainer.release.release import release
+    from trainer.run.options import TrainOptions
+    from trainer.run.progress import silent
     from xplat_stream.window import WindowSpec
 
     settings = load_settings()

@@ -13,13 +13,13 @@ from tokenizers import Tokenizer
 from benchmarks.fused import bench_fused
 from tests.trainer.corpus import PLATFORMS, make_log, taxonomy
 from tests.trainer.tiny_base import save_base
-from trainer.compress import quantized, vectors_of
-from trainer.export import export_encoder
-from trainer.fused import FusedMethod, FusedOptions, fused_texts
-from trainer.fused_release import FusedCandidate, fused_candidate, publish_fused
-from trainer.methods import split
-from trainer.models import load_pretrained
-from trainer.study import Task, build_study
+from trainer.data.study import Task, build_study
+from trainer.export.compress import quantized, vectors_of
+from trainer.export.export import export_encoder
+from trainer.export.fused import FusedMethod, FusedOptions, fused_texts
+from trainer.export.fused_release import FusedCandidate, fused_candidate, publish_fused
+from trainer.measuring.methods import split
+from trainer.networks.models import load_pretrained
 from xplat_stream.errors import ReleaseError, TritonUnavailable
 from xplat_stream.serving import ModelRepository, TritonScorer
 from xplat_stream.serving.features import TextFeatures

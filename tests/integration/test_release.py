@@ -17,11 +17,11 @@ from tritonclient.grpc import InferenceServerClient
 from tests.integration.conftest import assert_exact, last_profiles, made_events, publish
 from tests.tiny_release import head_graph, make_published, successor
 from tests.worker_process import READY_WITHIN_S, XPLAT, environment
-from trainer.dataset import build_examples
-from trainer.gate import check
-from trainer.options import TrainOptions
-from trainer.progress import silent
-from trainer.release import place_candidate, release
+from trainer.data.dataset import build_examples
+from trainer.release.gate import check
+from trainer.release.release import place_candidate, release
+from trainer.run.options import TrainOptions
+from trainer.run.progress import silent
 from xplat_stream import local
 from xplat_stream.errors import ReleaseError, TritonUnavailable
 from xplat_stream.kafka.consumer import active_announcement
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.worker_process import Worker
-    from trainer.dataset import Dataset
+    from trainer.data.dataset import Dataset
     from xplat_stream.serving.releases import Manifest
     from xplat_stream.settings import Settings
 

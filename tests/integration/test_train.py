@@ -12,7 +12,7 @@ import pytest
 from tests.tiny_release import make_published
 from tests.trainer.recording import PLATFORMS, odd_name, rows, write
 from tests.worker_process import XPLAT, environment
-from trainer.study import Task
+from trainer.data.study import Task
 from trainer.train import Recorded, TrainOptions, train
 from xplat_stream import local
 from xplat_stream.demo.score import against_truth

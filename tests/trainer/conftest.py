@@ -10,11 +10,11 @@ import torch
 
 from tests.trainer.corpus import label_of, make_log, taxonomy
 from tests.trainer.tiny import make_tiny_base
-from trainer.compact import Compact, vector_table
-from trainer.dataset import Dataset, build_examples
-from trainer.head import Head, HeadShape
-from trainer.models import Encoder
-from trainer.options import TrainOptions
+from trainer.data.compact import Compact, vector_table
+from trainer.data.dataset import Dataset, build_examples
+from trainer.networks.head import Head, HeadShape
+from trainer.networks.models import Encoder
+from trainer.run.options import TrainOptions
 from xplat_stream.window import WindowSpec
 
 if TYPE_CHECKING:

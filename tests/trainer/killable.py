@@ -6,8 +6,8 @@ import sys
 from datetime import timedelta
 
 from tests.trainer.corpus import make_log
-from trainer.options import TrainOptions
-from trainer.progress import Report, silent
+from trainer.run.options import TrainOptions
+from trainer.run.progress import Report, silent
 from trainer.train import TrainResult, train_on
 from xplat_stream.settings import Settings
 

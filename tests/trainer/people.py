@@ -9,8 +9,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from trainer.study import Study, Task
-from trainer.subject import Subject
+from trainer.data.study import Study, Task
+from trainer.evaluation.subject import Subject
 from xplat_stream.event import Event, Millis, Object, UserId
 from xplat_stream.taxonomy import Label, Taxonomy
 from xplat_stream.window import WindowSpec

@@ -10,9 +10,9 @@ import torch
 
 from tests.trainer.conftest import OPTIONS, SPEC
 from tests.trainer.corpus import make_log, taxonomy
-from trainer.dataset import build_examples
-from trainer.devices import is_first_process
-from trainer.fit import fit_encoder
+from trainer.data.dataset import build_examples
+from trainer.fitting.fit import fit_encoder
+from trainer.run.devices import is_first_process
 
 
 def main(base: str, folder: Path) -> None:

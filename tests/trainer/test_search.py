@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from tests.trainer.conftest import OPTIONS
-from trainer.checkpoint import Checkpoint
-from trainer.fit_head import Fitting, LabelledWindows
-from trainer.progress import silent
+from trainer.fitting.checkpoint import Checkpoint
+from trainer.fitting.fit_head import Fitting, LabelledWindows
+from trainer.run.progress import silent
 from trainer.search import Searched, search
 
 QUICK = msgspec.structs.replace(OPTIONS, head_epochs=1, search_minutes=0.05)

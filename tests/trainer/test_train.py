@@ -7,7 +7,7 @@ import pytest
 
 from tests.trainer.conftest import OPTIONS
 from tests.trainer.recording import PLATFORMS, rows, write
-from trainer.study import Task
+from trainer.data.study import Task
 from trainer.train import Recorded, train
 from xplat_stream.settings import LocalSettings, Settings
 from xplat_stream.taxonomy import load_taxonomy

@@ -3,7 +3,7 @@
     model_repo.releases/<number>/report.json     exactly `FairnessReport`
     model_repo.releases/<number>/report.md       the same for people
 
-The trainer measures (`trainer.fairness`); this is what it found, and how that reads. Pure.
+The trainer measures (`trainer.measuring.fairness`); this is what it found, and how that reads. Pure.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 What a head says of a window depends on weighted sums over its events: of their vectors and of the labels that their
 texts name, all of them, the recent ones, those of each platform, those of the last hours, days and weeks. Such sums are
 brought up to date by one event in no time. A linear map from them to the logits, fitted to one release's own head
-(`trainer.sensitivity`), says how the logits have moved since; where the labels on top stay on top by a margin that is
-wide enough, scoring can wait. How wide, and how often that is wrong, was measured on people held out, and the curve
-lies in the manifest.
+(`trainer.export.sensitivity`), says how the logits have moved since; where the labels on top stay on top by a margin
+that is wide enough, scoring can wait. How wide, and how often that is wrong, was measured on people held out, and the
+curve lies in the manifest.
 """
 
 from __future__ import annotations

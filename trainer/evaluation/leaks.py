@@ -1,0 +1,167 @@
+"""Could the figures be too good? Checks that run with every evaluation; one that fails fails the run.
+
+A leak is large where there is one, and a check must not fail by chance: what must not be above zero is tested with an
+interval that holds 99.9 % of the resamplings.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from trainer.data.study import A_ONLY, EVERYTHING
+from trainer.measuring.measures import bootstrap_mean, ndcg
+from trainer.measuring.methods import prepare, split, try_looks
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from numpy.typing import NDArray
+
+    from trainer.data.study import Cuts, Study
+    from trainer.measuring.methods import Fitted, Look, Method
+
+SHUFFLED: Final = "shuffled histories"
+PERMUTED: Final = "permuted labels"
+IN_HISTORY: Final = "targets in the history"
+SHARED_USERS: Final = "users trained and tested on"
+
+_CONFIDENCE: Final = 0.999
+_AGE_TOLERANCE: Final = 1e-3
+"""Ages are logarithms of hours in single precision."""
+
+
+class LeakCheck(NamedTuple):
+    """One check: what was found, and whether it is what must be found."""
+
+    name: str
+    passed: bool
+    figure: float
+    low: float
+    high: float
+    """99.9 % interval where the figure is a difference of NDCG@10; the figure itself where it is a count."""
+    words: str
+
+
+def source_view(study: Study) -> str:
+    """Return the view whose histories are shuffled: the source's, or everything where no target is named."""
+    return A_ONLY if A_ONLY in study.views() else EVERYTHING
+
+
+def shuffled(study: Study, seed: int = 0) -> Look:
+    """Return the look that gives every cut the source history of another user."""
+    shown = study.views()[source_view(study)]
+
+    def look(cuts: Cuts) -> Cuts:
+        seen = cuts.seeing(shown)
+        rows = np.random.default_rng(seed).permutation(len(cuts))
+        other = np.empty_like(rows)
+        other[rows] = np.roll(rows, 1)  # one round through all of them: nobody keeps the own history
+        return replace(seen, inputs=seen.inputs.take(other))
+
+    return look
+
+
+def check_shuffled(
+    study: Study, scores: NDArray[np.float32], own: NDArray[np.float32], popularity: NDArray[np.float32]
+) -> LeakCheck:
+    """Check that other people's histories say nothing. `scores` (users, labels) are those of the look `shuffled`.
+
+    `own`: scores of the same view with the users' own histories; `popularity`: popularity's.
+    """
+    targets = study.test.targets
+    plain = ndcg(popularity, targets)
+    gain = float((ndcg(own, targets) - plain).mean())
+    found = bootstrap_mean(ndcg(scores, targets) - plain, confidence=_CONFIDENCE)
+    words = f"{source_view(study)} over popularity: {gain:+.4f} with own histories, {found.value:+.4f} with others'"
+    return LeakCheck(SHUFFLED, not found.low > 0, *found, words)
+
+
+def check_permuted(
+    study: Study, method: Method, popularity: NDArray[np.float32], folds: Collection[int], seed: int = 0
+) -> LeakCheck:
+    """Check that a method that learned from the labels of others is no better than popularity.
+
+    `popularity`: scores (users, labels). The method is fitted once for each of `folds`.
+    """
+    trial = try_looks(study, _Permuted(method, seed), {EVERYTHING: _as_is}, folds=folds)[EVERYTHING]
+    rows = np.flatnonzero(np.isfinite(trial.scores).all(axis=1))
+    targets = study.test.targets[rows]
+    found = bootstrap_mean(ndcg(trial.scores[rows], targets) - ndcg(popularity[rows], targets), confidence=_CONFIDENCE)
+    words = f"trained on permuted labels, {found.value:+.4f} against popularity on {len(rows)} users"
+    return LeakCheck(PERMUTED, not found.low > 0, *found, words)
+
+
+class _Permuted:
+    """A method whose training and tuning users have each other's targets."""
+
+    def __init__(self, method: Method, seed: int) -> None:
+        self.name = method.name
+        self._method, self._seed = method, seed
+
+    def prepare(self, study: Study) -> None:
+        """See `trainer.measuring.methods.Prepares`."""
+        prepare(self._method, study)
+
+    def fit(self, study: Study, train: Cuts, tune: Cuts) -> Fitted:
+        """See `Method`."""
+        random = np.random.default_rng(self._seed)
+        return self._method.fit(study, _permuted(train, random), _permuted(tune, random))
+
+
+def _permuted(cuts: Cuts, random: np.random.Generator) -> Cuts:
+    rows = random.permutation(len(cuts))
+    return replace(cuts, targets=cuts.targets[rows], next_texts=cuts.next_texts[rows])
+
+
+def _as_is(cuts: Cuts) -> Cuts:
+    return cuts
+
+
+def check_history(study: Study, cuts: Cuts) -> LeakCheck:
+    """Count the cuts whose window holds an event at or after the cut, or a target event: there must be none.
+
+    The windows are compared with the histories, event by event: all that a window shows must have happened strictly
+    before the cut, as often as it is shown, on that platform, about that text, at that age.
+    """
+    found = sum(_shows_more(study, cuts, row) for row in range(len(cuts)))
+    words = f"{found} of {len(cuts)} windows hold an event at or after the cut"
+    return LeakCheck(IN_HISTORY, not found, found, found, found, words)
+
+
+def _shows_more(study: Study, cuts: Cuts, row: int) -> bool:
+    """Tell whether a window shows an event that had not happened before the cut."""
+    history = study.histories[cuts.user[row]]
+    known = int(np.searchsorted(history.time, cuts.at[row], side="left"))
+    length = int(cuts.inputs.length[row])
+    shown = (cuts.inputs.platform[row, :length] - 1, cuts.inputs.text[row, :length])
+    past = (history.platform[:known], history.text[:known])
+    if Counter(_pairs(shown)) - Counter(_pairs(past)):
+        return True
+    if not length:
+        return False
+    hours = (history.time[known - 1] - history.time[:known][::-1]) / 3_600_000  # ascending
+    ages = np.log1p(hours)
+    place = np.searchsorted(ages, cuts.inputs.age[row, :length])
+    near = np.minimum(
+        np.abs(ages[np.minimum(place, known - 1)] - cuts.inputs.age[row, :length]),
+        np.abs(ages[np.maximum(place - 1, 0)] - cuts.inputs.age[row, :length]),
+    )
+    return bool(near.max() > _AGE_TOLERANCE)
+
+
+def _pairs(columns: Sequence[NDArray[Any]]) -> list[tuple[int, int]]:
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def check_users(study: Study, folds: Collection[int]) -> LeakCheck:
+    """Count the users whom a fold both learns from and tests: there must be none."""
+    found = 0
+    for fold in folds:
+        parts = split(study, fold)
+        found += len(np.intersect1d(parts.test.user, np.concatenate([parts.train.user, parts.tune.user])))
+        found += len(np.intersect1d(parts.tune.user, parts.train.user))
+    return LeakCheck(SHARED_USERS, not found, found, found, found, f"{found} users in two parts of a fold")

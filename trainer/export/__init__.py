@@ -1,0 +1,1 @@
+"""Networks in the form that serves: exported, compressed, fused, and how far events move them."""

@@ -1,0 +1,1 @@
+"""The loops that fit networks to examples, kept against a kill."""

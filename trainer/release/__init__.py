@@ -1,0 +1,1 @@
+"""A candidate: its encoder kept or made, placed, and judged."""
