@@ -58,7 +58,7 @@ _OTHER: Final = 2
 
 _HOT: Final = 0.3
 _ZIPF: Final = 1.2
-_CHUNKS: Final = 8
+_CHUNKS: Final = 32
 """So many chunks have as many events as there are users."""
 
 _MISS_US: Final = 6000
@@ -187,7 +187,7 @@ def bench_inference(choices: Choices, report: Callable[[str], None]) -> Inferenc
         until_ms = time.time_ns() // 1_000_000 - 3_600_000
         history = traffic.history(choices.window * choices.users, until_ms=until_ms, span_ms=_WINDOW_MS)
         write(settings, history)
-        # A lane gathers until four times so many users are touched: half of its own, so most updates are one event's.
+        # A lane gathers until four times so many users are touched: few of its own, so most updates are one event's.
         together = max(1, choices.users // (_CHUNKS * settings.kafka.partitions))
         fleet = Fleet(settings, home, choices.workers, chunk_events=together)
         try:
