@@ -59,6 +59,9 @@ log = logging.getLogger("xplat.worker")
 _NAMED_TEXTS: Final = 20_000
 """Texts kept with their hash and labels: popular ones come again and again. A text is 8 kB at the very most."""
 
+_TURN_USERS: Final = 2000
+"""Scored and published together at the most: what scores and profiles take of memory is bounded by this."""
+
 States = dict[UserId, UserState]
 Causes = Mapping[UserId, Cause]
 """Why a profile is published where it is not for behavior."""
@@ -160,13 +163,12 @@ class Pipeline:
     ) -> list[tuple[dict[TextHash, TextEntry], list[UserId]]]:
         """Return what is published in which turn, texts with users: who waits for the encoder holds up nobody else.
 
-        No turn has more users than a chunk may have: memory for profiles is bounded by that, however many are touched.
+        No turn has more than `_TURN_USERS`, however many are touched.
         """
-        most = self._settings.worker.chunk_events
         return [
-            ({} if at else texts, users[at : at + most])
+            ({} if at else texts, users[at : at + _TURN_USERS])
             for texts, users in self._by_texts(store, admitted, release)
-            for at in range(0, len(users) or 1, most)
+            for at in range(0, len(users) or 1, _TURN_USERS)
         ]
 
     def _by_texts(

@@ -85,12 +85,11 @@ async def test_every_touched_user_is_written_and_published_once(bench: Bench) ->
 
 
 @pytest.mark.parametrize("release", [None, make_release()], ids=["without", "with"])
-async def test_more_users_than_a_chunk_may_have_are_published_in_turns(
+async def test_many_users_are_published_in_turns(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, release: Release | None
 ) -> None:
-    """Folded and logged together, in turns no larger than a chunk after that: each once, and every text is kept."""
-    few = msgspec.structs.replace(bench.settings.worker, chunk_events=2)
-    monkeypatch.setattr(bench.pipeline, "_settings", msgspec.structs.replace(bench.settings, worker=few))
+    """Folded and logged together, and in turns after that: each is published once, and every text is kept."""
+    monkeypatch.setattr("streams.pipeline._TURN_USERS", 2)
     bench.pipeline.release = release
     users = [user_on(bench.partition, number) for number in range(5)]
     events = [make_event(user_id=user) for user in users]

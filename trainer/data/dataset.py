@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
 
-from trainer.data.examples import Cut, Examples, ExampleWriter, Trail, Windows, bit_positions, cuts_of, last_of_each
+from trainer.data.examples import Cut, Examples, ExampleWriter, Trail, Windows, cuts_of, last_of_each
 from trainer.data.histories import Log, gather
 from trainer.data.study import target_platforms
+from trainer.data.texts import bit_positions
 from xplat_stream.drift import Shares
 from xplat_stream.errors import DataError
 from xplat_stream.event import Millis

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from trainer.data.compact import Compact, compact
+from trainer.data.texts import bit_positions
 from xplat_stream.window import BehaviorWindow, Row, WindowSpec
 
 if TYPE_CHECKING:
@@ -208,13 +209,3 @@ def spread(positions: Sequence[int], most: int) -> list[int]:
 def last_of_each(users: NDArray[Any]) -> NDArray[np.int64]:
     """Return the row of each user's last example (users,). `users` (examples,): a user's examples lie together."""
     return np.flatnonzero(np.append(users[1:] != users[:-1], True)) if len(users) else np.zeros(0, np.int64)
-
-
-def bit_positions(mask: int) -> list[int]:
-    """Return which bits are set, ascending."""
-    found = []
-    while mask:
-        low = mask & -mask
-        found.append(low.bit_length() - 1)
-        mask ^= low
-    return found

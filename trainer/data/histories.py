@@ -15,9 +15,8 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from trainer.data.examples import bit_positions
 from trainer.data.exclusions import REPEATED
-from trainer.data.texts import TextTable
+from trainer.data.texts import TextTable, bit_positions
 from xplat_stream.event import NEGATIVE_ACTIONS, UserId, hash_text, item_text
 from xplat_stream.taxonomy import Taxonomy
 from xplat_stream.window import ROW_BYTES, TIME_BYTES, Row, row_of

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 import numpy as np
 
 from trainer.data.compact import compact
-from trainer.data.examples import NEXT_TEXTS, Windows, bit_positions, spread
+from trainer.data.examples import NEXT_TEXTS, Windows, spread
 from trainer.data.histories import Histories, History, Log, gather
+from trainer.data.texts import bit_positions
 from xplat_stream.errors import DataError
 from xplat_stream.window import BehaviorWindow, WindowSpec
 

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
-from trainer.data.examples import bit_positions
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -47,3 +45,13 @@ class TextTable(NamedTuple):
             np.zeros_like(own),
             np.zeros(len(texts), np.float32),
         )
+
+
+def bit_positions(mask: int) -> list[int]:
+    """Return which bits are set, ascending."""
+    found = []
+    while mask:
+        low = mask & -mask
+        found.append(low.bit_length() - 1)
+        mask ^= low
+    return found

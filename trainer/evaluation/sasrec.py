@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from trainer.data.examples import bit_positions
+from trainer.data.texts import bit_positions
 from trainer.fitting.sequence import SequenceOptions, Sequences, fit_sequences, last_states
 from trainer.measuring.baselines import Scorer, popular
 from trainer.measuring.measures import ndcg

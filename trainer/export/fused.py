@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.data.examples import last_of_each
-from trainer.fitting.fit import prior_logits
 from trainer.measuring.baselines import popular
+from trainer.networks.losses import prior_logits
 from trainer.networks.models import default_base, load_pretrained
 from trainer.run.progress import silent
 from trainer.run.schedule import Patience, schedule, seeded

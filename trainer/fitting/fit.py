@@ -26,7 +26,7 @@ from trainer.fitting.mlm import pretrain
 from trainer.networks.adapters import LEARNING_RATES, Adapter, adapt
 from trainer.networks.adversarial import Adversary
 from trainer.networks.augment import augmented
-from trainer.networks.losses import info_nce, label_loss
+from trainer.networks.losses import info_nce, label_loss, prior_logits
 from trainer.networks.models import Base, Encoder, Pretrained, mean_vectors, read_base
 from trainer.networks.weak import WeakLabels, weak_labels
 from trainer.run.devices import accelerator_for
@@ -51,16 +51,9 @@ _HELD_OUT: Final = 10
 """Every tenth text is not trained on and says when to stop."""
 
 _NEW_LAYERS_LR: Final = 4.0
-_PRIOR_FLOOR: Final = 1e-3
 _HELD_OUT_BATCH: Final = 64
 _CONTRAST_TEMPERATURE: Final = 0.1
 _PART: Final = "encoder"
-
-
-def prior_logits(frequencies: NDArray[np.floating[Any]]) -> Tensor:
-    """Return the logits of label frequencies, kept off zero and one: a label never seen is rare, not impossible."""
-    clipped = np.clip(frequencies.astype(np.float32), _PRIOR_FLOOR, 1 - _PRIOR_FLOOR)
-    return torch.logit(torch.from_numpy(clipped))
 
 
 class Hints(NamedTuple):

@@ -23,9 +23,8 @@ from torch.nn import functional
 
 from trainer.data.compact import since_newest
 from trainer.data.examples import last_of_each
-from trainer.fitting.fit import prior_logits
 from trainer.networks.head import Head, HeadShape, Member, Window
-from trainer.networks.losses import info_nce, parent_loss
+from trainer.networks.losses import info_nce, parent_loss, prior_logits
 from trainer.networks.self_training import with_read_labels
 from trainer.run.schedule import Patience, schedule, seeded
 

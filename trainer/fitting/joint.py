@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.data.compact import vector_table
-from trainer.fitting.fit import prior_logits
 from trainer.fitting.fit_head import Fitting, LabelledWindows, fit_head, fit_member, score_windows
+from trainer.networks.losses import prior_logits
 from trainer.networks.self_training import with_read_labels
 from trainer.networks.words import TokenTable, latent_words
 from trainer.run.schedule import schedule, seeded

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from trainer.run.options import TextLoss
 
+_PRIOR_FLOOR = 1e-3
 _LEAST = 1e-6
 """Probability below which an outcome is not told from an impossible one."""
 
@@ -52,3 +56,9 @@ def info_nce(vectors: Tensor, others: Tensor, identity: Tensor, temperature: flo
         len(identity), dtype=torch.bool, device=identity.device
     )
     return functional.cross_entropy(similar.masked_fill(same, -1e4), torch.arange(len(vectors), device=vectors.device))
+
+
+def prior_logits(frequencies: NDArray[np.floating[Any]]) -> Tensor:
+    """Return the logits of label frequencies, kept off zero and one: a label never seen is rare, not impossible."""
+    clipped = np.clip(frequencies.astype(np.float32), _PRIOR_FLOOR, 1 - _PRIOR_FLOOR)
+    return torch.logit(torch.from_numpy(clipped))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.trainer.people import FOLDS, study
-from trainer.data.examples import bit_positions
 from trainer.data.study import A_ONLY, EVERYTHING, Cuts, Study, earlier
+from trainer.data.texts import bit_positions
 from trainer.evaluation.leaks import (
     check_history,
     check_permuted,
