@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streams.migration import Budget, Migration
 from streams.pipeline import Admitted
-from streams.suspects import Suspects, note_in_hand
+from streams.suspects import InHand, Suspects
 from streams.warming import Warming
 from xplat_stream.errors import XplatError
 from xplat_stream.failpoints import reached
@@ -78,7 +78,7 @@ class Lane:
         self._pipeline = pipeline
         self._suspects = suspects
         self._chunk_events = settings.chunk_events
-        self._folder = Path(settings.datadir)
+        self._in_hand = InHand(Path(settings.datadir), partition)
         self._due_together = _RESCORED_TOGETHER
         self._rescored_up_to: UserId | None = None
         self._rescore_in_s = _RESCORE_SOON_S
@@ -89,10 +89,13 @@ class Lane:
         """Queue a chunk; wait while too many are queued."""
         await self._waiting.put(event)
 
-    def drop_waiting(self) -> None:
-        """Empty the queue, which also lets go whoever waits for room in it."""
+    def close(self) -> None:
+        """Let go of the partition, once the task has ended: also of whoever waits for room in the queue."""
         while not self._waiting.empty():
             self._waiting.get_nowait()
+        self.warming.close()
+        self.store.close()
+        self._in_hand.close()
 
     async def run(self) -> None:
         """Handle chunks until cancelled; in between, score again what is degraded or another release's.
@@ -142,7 +145,7 @@ class Lane:
                 events.append(event)
                 records = event.value
                 in_hand += (records[0], records[-1])
-                note_in_hand(self._folder, self.partition, in_hand)
+                self._in_hand.note(in_hand)
                 self._pipeline.admit(self.store, self.partition, records, into=admitted)
                 records.clear()  # of a chunk that waits for others only the offsets are needed
                 event = await self._joining(events[-1].message, admitted, until)
@@ -167,7 +170,7 @@ class Lane:
         async with self._suspects.alone:
             for part in [[record] for record in records] if self._suspects.careful(records) else [records]:
                 with self._blaming(part):
-                    note_in_hand(self._folder, self.partition, part)
+                    self._in_hand.note(part)
                     condemned = len(part) == 1 and self._suspects.condemned(part[0])
                     await self._pipeline.handle(self.store, self.partition, part, condemned=condemned)
             # Not before all are through: a crash in between reads the ones before again.
@@ -183,7 +186,7 @@ class Lane:
         except Exception:
             self._suspects.blame(records)
             raise
-        note_in_hand(self._folder, self.partition, ())
+        self._in_hand.note(())
 
     async def _rescore(self) -> None:
         """Score some of those whose limit has come, and of those whom the model server left pending.
@@ -296,9 +299,7 @@ class Lanes:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for lane in self._lanes.values():
-            lane.drop_waiting()
-            lane.warming.close()
-            lane.store.close()
+            lane.close()
             self._pipeline.postponed.forget(lane.partition)
         self._lanes.clear()
         await self._recovery.finished()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.suspects import Suspects, blame_in_hand, forget_in_hand, note_in_hand
+from streams.suspects import InHand, Suspects, blame_in_hand, forget_in_hand
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,16 +49,17 @@ def test_other_partitions_and_topics_are_not_suspected(tmp_path: Path) -> None:
 
 def test_a_sudden_death_is_blamed_on_what_was_in_hand(tmp_path: Path) -> None:
     """Two partitions were at work; both are suspected, each for its own records, and what was done is not."""
-    note_in_hand(tmp_path, 0, records(0, 9))
-    note_in_hand(tmp_path, 1, records(3, 3, partition=1))
-    note_in_hand(tmp_path, 2, records(7, 8, partition=2))
-    note_in_hand(tmp_path, 2, ())
+    InHand(tmp_path, 0).note(records(0, 9))
+    InHand(tmp_path, 1).note(records(3, 3, partition=1))
+    done = InHand(tmp_path, 2)
+    done.note(records(7, 8, partition=2))
+    done.note(())
     blame_in_hand(tmp_path)
-    note_in_hand(tmp_path, 0, records(0, 9))
+    InHand(tmp_path, 0).note(records(0, 9))
     blame_in_hand(tmp_path)
     assert Suspects(tmp_path).careful(records(0, 0))
     assert not Suspects(tmp_path).careful(records(3, 3, partition=1))
-    note_in_hand(tmp_path, 1, records(3, 3, partition=1))
+    InHand(tmp_path, 1).note(records(3, 3, partition=1))
     forget_in_hand(tmp_path)
     blame_in_hand(tmp_path)
     assert not Suspects(tmp_path).careful(records(3, 3, partition=1))
