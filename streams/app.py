@@ -38,7 +38,6 @@ def create_app(settings: Settings) -> faust.App:
         REKEYED,
         schema=ChunkSchema(),
         partitions=settings.kafka.partitions,
-        maxsize=settings.kafka.partitions,
     )
 
     @app.on_worker_init.connect
@@ -97,6 +96,7 @@ def _configured(settings: Settings) -> faust.App:
         broker_request_timeout=max(40.0, patience_s),
         broker_commit_interval=1.0,
         stream_wait_empty=False,
+        stream_buffer_maxsize=settings.kafka.partitions,
         stream_recovery_delay=0.0,
         stream_processing_timeout=600.0,
     )

@@ -87,6 +87,7 @@ class ChunkConsumer(driver.Consumer):
         self._gaps: dict[TP, tuple[int, int]] = {}
         self._ahead: dict[TP, tuple[int, int]] = {}
         self._fetched_for = 0
+        self._delivering = False
 
     def _new_consumer_thread(self) -> ChunkConsumerThread:
         return ChunkConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -105,11 +106,13 @@ class ChunkConsumer(driver.Consumer):
                 records, active = await self._wait_next_records(_POLL_S)
                 await asyncio.sleep(0)
                 generation = self._fetched_for
+                self._delivering = True
                 for tp, fetched in self._pieces(records or {}):
                     if not self.flow_active or generation != self.app.consumer_generation_id:
                         break  # fetched for an assignment that is over; the seek after the rebalance reads it again
-                    if active is None or tp in active or tp in self._buffered_partitions:
+                    if active is None or tp in active:
                         await self._deliver(tp, fetched, generation)
+                self._delivering = False
         except self.consumer_stopped_errors:
             if not self.transport.app.should_stop:
                 raise
@@ -177,6 +180,9 @@ class ChunkConsumer(driver.Consumer):
         self._read_offset[tp] = expected
         return False
 
+    def on_buffer_full(self, tp: TP) -> None:
+        """Go on fetching: whoever delivers waits for room, and what comes meanwhile makes the next chunks larger."""
+
     async def read_skipped(self) -> dict[TP, int | None]:
         """Read again where the client stands past what was delivered, twice in a row, with nothing on its way.
 
@@ -186,7 +192,7 @@ class ChunkConsumer(driver.Consumer):
         is not there: control records of transactions. Call it now and then.
         """
         positions = {tp: await self.position(tp) for tp in self.assignment()}
-        for tp, stands in positions.items():
+        for tp, stands in positions.items() if not self._delivering else ():
             expected = self._read_offset[tp]
             if expected is None or stands is None or stands <= expected:
                 self._ahead.pop(tp, None)

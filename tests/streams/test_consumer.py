@@ -148,9 +148,11 @@ class _Sink:
         self.offsets: list[list[int]] = []
         self.room = asyncio.Event()
         self.room.set()
+        self.asked = asyncio.Event()
         consumer.callback = self
 
     async def __call__(self, chunk: Chunk) -> None:
+        self.asked.set()
         await self.room.wait()
         self.offsets.append([record.offset for record in chunk.value])
 
@@ -307,3 +309,43 @@ async def test_records_skipped_at_the_end_of_the_log_are_read_again(
     position = 7
     await consumer.read_skipped()
     assert sought == [5, 7]
+
+
+async def test_what_waits_to_be_delivered_is_not_read_again(
+    consumer: ChunkConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Delivered slowly, because there is no room, is not skipped: the position runs ahead for as long as that takes."""
+    sink, sought = _Sink(consumer), list[int]()
+    sink.room.clear()
+
+    async def getmany(*_: Any, **__: Any) -> dict[TP, Any]:
+        return {SHOP: [raw_records(5, 6)]}
+
+    async def seek(_: TP, offset: int) -> None:
+        sought.append(offset)
+
+    async def stands(_: TP) -> int:
+        return 9
+
+    monkeypatch.setattr(type(consumer).__mro__[1], "_getmany", getmany)
+    monkeypatch.setattr(consumer, "_seek", seek)
+    monkeypatch.setattr(consumer, "position", stands)
+    monkeypatch.setattr(consumer, "assignment", lambda: {SHOP})
+    consumer.resume_partitions({SHOP})
+    consumer.resume_flow()
+    consumer._read_offset[SHOP] = 5
+    draining = asyncio.create_task(consumer._drain_messages(SimpleNamespace(should_stop=False)))
+    await asyncio.wait_for(sink.asked.wait(), 60)
+    for _ in range(3):
+        await consumer.read_skipped()
+    assert sought == []
+    draining.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await draining
+
+
+async def test_a_full_queue_takes_no_partition_out_of_the_fetch(consumer: ChunkConsumer) -> None:
+    """Whoever delivers waits for room; a partition that Faust takes out could come back after it was revoked."""
+    consumer.resume_partitions({SHOP})
+    consumer.on_buffer_full(SHOP)
+    assert SHOP in consumer._get_active_partitions()

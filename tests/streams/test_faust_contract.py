@@ -70,6 +70,10 @@ CONTRACT: dict[str, tuple[str, str]] = {
         "db59630f25b5819b092c90649e1046cbea184e91a0aff59368e7747665536dd5",
         "it has to clear suspend_flow",
     ),
+    "faust.transport.consumer:Consumer.on_buffer_full": (
+        "c8961679e0bcdce5c23b07143d687ec8814492012e176332552e81b8feb7862c",
+        "overridden to do nothing: all it may do is to leave a partition out of the fetch",
+    ),
     "faust.transport.consumer:Consumer.on_partitions_revoked": (
         "d04b7ae72c6fc206924a2879d6c90dd383f3e8ba6f4b10a19ca99a921eb8f4db",
         "it has to forget _read_offset and to call the app before ours forgets what was processed",

@@ -92,6 +92,12 @@ async def test_a_nothing_flows_while_positions_are_sought(app: Any, monkeypatch:
     assert await _flow_during_the_seek(app, monkeypatch) == [(False, False)]
 
 
+async def test_chunks_wait_in_the_log_and_not_in_faust(app: Any) -> None:
+    """A few at the most: what waits in the log comes as larger chunks, what waits in a queue as many small ones."""
+    (agent,) = app.agents.values()
+    assert agent.channel_iterator.queue.maxsize == Settings().kafka.partitions
+
+
 async def test_b_stock_commits_past_what_is_in_flight(stock_consumer: Consumer) -> None:
     """Stock: a gap of one at the head, any gap of a fresh group, and the record behind a gap count as done."""
     stock_consumer._committed_offset[SHOP] = 10
