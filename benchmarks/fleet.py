@@ -15,7 +15,7 @@ from tritonclient.grpc import aio as triton
 from xplat_stream.demo.children import Child
 from xplat_stream.errors import StackError
 from xplat_stream.local.record import read_stack
-from xplat_stream.metrics import Metrics, read_metrics
+from xplat_stream.metrics import METRICS_FILE, Metrics, read_metrics
 from xplat_stream.serving.releases import ENCODER, HEAD
 from xplat_stream.verify import wait_until_caught_up
 
@@ -71,7 +71,9 @@ class Fleet:
             "XPLAT_WORKER__CHUNK_EVENTS": str(chunk_events),
         }
         self._workers: dict[int, Child] = {}
-        self._gone = 0.0
+        self._gone = dict.fromkeys(COUNTED, 0)
+        """What workers counted that have ended; the others' metrics begin with zeros."""
+        self._gone_cpu_s = 0.0
         for number in range(workers):
             self.start(number)
 
@@ -79,15 +81,34 @@ class Fleet:
         """Start a worker, or start it again."""
         own = {"XPLAT_WORKER__DATADIR": str(self._folder(number))}
         log = self._home / "logs" / f"worker-{number}-{time.time():.0f}.log"
+        (self._folder(number) / METRICS_FILE).unlink(missing_ok=True)  # another's
         self._workers[number] = Child(["worker", "--no-supervise"], self._environment | own, log)
+
+    def restart(self) -> None:
+        """Start all workers again with a chunk as large as it is in service, and wait until all partitions are owned."""
+        del self._environment["XPLAT_WORKER__CHUNK_EVENTS"]
+        numbers = list(self._workers)
+        for worker in [self._taken_out(number) for number in numbers]:
+            worker.stop()
+        for number in numbers:
+            self.start(number)
+        self.until(lambda: self.owns_all, "every worker owns partitions")
 
     def kill(self, number: int) -> None:
         """Kill a worker, as a host that is lost does."""
-        worker = self._workers.pop(number)
-        self._gone += cpu_of([worker.pid])
+        worker = self._taken_out(number)
         os.kill(worker.pid, 9)
         with suppress(StackError):
             worker.stop()
+
+    def _taken_out(self, number: int) -> Child:
+        """Return a worker that is about to end; what it has counted goes on to count."""
+        worker = self._workers.pop(number)
+        counted = read_metrics(self._folder(number))
+        for name in COUNTED:
+            self._gone[name] += getattr(counted, name)
+        self._gone_cpu_s += cpu_of([worker.pid])
+        return worker
 
     def stop(self) -> None:
         """End all workers."""
@@ -108,8 +129,8 @@ class Fleet:
         return all(owned) and sorted(chain(*owned)) == list(range(self._settings.kafka.partitions))
 
     def total(self, name: str) -> int:
-        """Return a counter, all workers together."""
-        return sum(getattr(one, name) for one in self.metrics())
+        """Return a counter, all workers together, those that have ended included."""
+        return self._gone[name] + sum(getattr(one, name) for one in self.metrics())
 
     def counts(self) -> Counts:
         """Return counters and CPU seconds of now."""
@@ -118,7 +139,7 @@ class Fleet:
         return Counts(
             {name: self.total(name) for name in COUNTED},
             {
-                "worker": cpu_of([worker.pid for worker in self._workers.values()]) + self._gone,
+                "worker": cpu_of([worker.pid for worker in self._workers.values()]) + self._gone_cpu_s,
                 **{name: cpu_of([one.child.pid] if one and one.child else []) for name, one in servers.items()},
             },
         )

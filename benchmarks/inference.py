@@ -187,7 +187,8 @@ def bench_inference(choices: Choices, report: Callable[[str], None]) -> Inferenc
         until_ms = time.time_ns() // 1_000_000 - 3_600_000
         history = traffic.history(choices.window * choices.users, until_ms=until_ms, span_ms=_WINDOW_MS)
         write(settings, history)
-        # A lane gathers until four times so many users are touched: few of its own, so most updates are one event's.
+        # In the bursts a lane gathers until four times so many users are touched: few of its own, so that most updates
+        # are one event's.
         together = max(1, choices.users // (_CHUNKS * settings.kafka.partitions))
         fleet = Fleet(settings, home, choices.workers, chunk_events=together)
         try:
@@ -216,6 +217,7 @@ class _Run:
         headline = rates.get(f"{_HEADLINE:g}")
         fused = self._reencoding() if "reencoding" in choices.parts else 0.0
         self._rate = choices.rate or (headline.updates_per_s / 2 if headline else 200.0)
+        self._fleet.restart()
         self._traffic.new_share = 1 - _HEADLINE
         parts = {
             "freshness": self._steady,
