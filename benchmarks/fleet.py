@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _PATIENCE_S: Final = 240.0
 _POLL_S: Final = 0.1
+_TWO_SNAPSHOTS_S: Final = 2.2
+"""Workers show what they count once a second."""
+
 _TICK: Final = os.sysconf("SC_CLK_TCK")
 COUNTED: Final = ("events", "updates", "scored", "rescored", "stale", "degraded", "texts_encoded")
 
@@ -85,7 +88,10 @@ class Fleet:
         self._workers[number] = Child(["worker", "--no-supervise"], self._environment | own, log)
 
     def restart(self) -> None:
-        """Start all workers again with a chunk as large as it is in service, and wait until all partitions are owned."""
+        """Start all workers again with a chunk as large as it is in service, and wait until nothing is left to do.
+
+        Whoever waited for scoring is scored when a worker starts.
+        """
         del self._environment["XPLAT_WORKER__CHUNK_EVENTS"]
         numbers = list(self._workers)
         for worker in [self._taken_out(number) for number in numbers]:
@@ -93,6 +99,12 @@ class Fleet:
         for number in numbers:
             self.start(number)
         self.until(lambda: self.owns_all, "every worker owns partitions")
+        self.until(self._rescores_nobody, "those who waited for scoring are scored")
+
+    def _rescores_nobody(self) -> bool:
+        before = self.total("rescored")
+        time.sleep(_TWO_SNAPSHOTS_S)
+        return self.total("rescored") == before
 
     def kill(self, number: int) -> None:
         """Kill a worker, as a host that is lost does."""

@@ -236,7 +236,7 @@ class BehaviorWindow:
         found, ids, events = [], set[bytes](), 0
         for platform, block in _blocks(self._packed).items():
             highs, lows, digests, texts, actions = zip(*_READABLE.iter_unpack(block), strict=True)
-            times = tuple([Millis(high << 32 | low) for high, low in zip(highs, lows, strict=True)])
+            times = cast("tuple[Millis, ...]", tuple([high << 32 | low for high, low in zip(highs, lows, strict=True)]))
             ids.update(digests)
             events += len(digests)
             found.append(Columns(platform, times, texts, actions))
