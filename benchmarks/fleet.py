@@ -142,7 +142,8 @@ class Fleet:
 
     def total(self, name: str) -> int:
         """Return a counter, all workers together, those that have ended included."""
-        return self._gone[name] + sum(getattr(one, name) for one in self.metrics())
+        running: int = sum(getattr(one, name) for one in self.metrics())
+        return self._gone[name] + running
 
     def counts(self) -> Counts:
         """Return counters and CPU seconds of now."""
