@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,16 @@ _TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind what is inside, as Ctrl-C does: servers and workers that were started are stopped then."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def private_stack(
     report: Callable[[str], None],
     *,
@@ -44,7 +55,7 @@ def private_stack(
     `partitions`: of topics that are made with these settings. `models`: a repository that the model server starts with
     a copy of. Raises `StackError`.
     """
-    with tempfile.TemporaryDirectory(prefix="xplat-bench-") as folder:
+    with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="xplat-bench-") as folder:
         home = Path(folder)
         worker = WorkerSettings(datadir=str(home / "worker"))
         settings = Settings(
