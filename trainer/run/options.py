@@ -22,7 +22,7 @@ Precision = Literal["auto", "no", "fp16", "bf16"]
 
 
 USUAL_TEACHERS: Final = 3
-"""Of a run from the command line, beside the regression on words. Measured on real events: micro-F1 +.003."""
+"""Of a run from the command line, beside the words teacher. Measured on real events: NDCG@10 +.003, micro-F1 +.001."""
 
 TEACHERS: Final = "Models of other seeds that the served one learns from; each is half a head's time more."
 
