@@ -66,6 +66,9 @@ def train(  # one option each
         bool, typer.Option("--self-training", help="Fit twice, the second time with labels read by the first.")
     ] = False,
     parents: Annotated[float, typer.Option(min=0, help="Weight of the loss of parent labels beside labels'.")] = 0,
+    words_teacher: Annotated[
+        bool, typer.Option(help="Learn also from a regression on words that never saw the person.")
+    ] = True,
     teachers: Annotated[int, typer.Option(min=0, max=9, help=TEACHERS)] = USUAL_TEACHERS,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches of the encoder that make one step.")] = 1,
     precision: Annotated[Precision, typer.Option(help="Number format; auto takes what the device has.")] = "auto",
@@ -126,6 +129,7 @@ def train(  # one option each
             contrast=contrast,
             self_training=self_training,
             parents=parents,
+            words_teacher=words_teacher,
             teachers=teachers,
             accumulate=accumulate,
             precision=precision,

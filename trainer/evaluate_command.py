@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import timedelta
 from functools import partial
-from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -20,6 +20,7 @@ from xplat_stream.settings import load_settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from trainer.data.sources import Source
     from trainer.data.study import Study
     from trainer.evaluation.ablation import Ablation, AblationLine
     from trainer.evaluation.findings import Findings
@@ -70,7 +71,6 @@ def evaluate(
     from joblib import parallel_config
 
     from trainer.data.study import Task
-    from trainer.evaluation.evaluation import EvaluateOptions
     from trainer.evaluation.evaluation import evaluate as evaluate_log
     from trainer.evaluation.report import write_report
     from trainer.evaluation.simulated import against_oracle, simulated_study
@@ -106,7 +106,7 @@ def evaluate(
             _print_oracle(against, console, json=json)
             return
         ablation = ablation_of(main, names(ablate), folds=ablate_folds) if ablate else None
-        subject = _subject(dataset, labels or DEFAULT_LABELS, min_label_users, horizon_days, progress)
+        subject, planted = _read(dataset, labels or DEFAULT_LABELS, min_label_users, horizon_days, progress)
         if ablation:
             _ablate(subject.study(task, folds), ablation, progress, console, folder=report, json=json)
             return
@@ -115,7 +115,8 @@ def evaluate(
             task,
             main,
             others,
-            options=EvaluateOptions(folds, plant_harmful),
+            folds=folds,
+            planted=planted if plant_harmful else None,
             rank=_ranking(dataset, names(rank), progress),
             report=progress,
         )
@@ -170,17 +171,26 @@ def _ranking(dataset: Path | None, platforms: tuple[str, ...], report: Report) -
     return lambda: rank_items(read_recording(dataset, platforms=platforms), platforms, report=report)
 
 
-def _subject(folder: Path | None, labels: str, min_users: int, horizon_days: float, progress: Report) -> Subject:
-    """Return the topics, or a recorded folder, as `xplat train` reads them."""
+def _read(
+    folder: Path | None, labels: str, min_users: int, horizon_days: float, progress: Report
+) -> tuple[Subject, Callable[[], Subject]]:
+    """Return a folder, or the topics, as `xplat train` reads them, and what plants a harmful platform there."""
+    from trainer.data.prepare import CACHE_FOLDER
     from trainer.data.sources import FolderSource, TopicSource
-    from trainer.evaluation.subject import read_subject
+    from trainer.evaluation.subject import read_planted, read_subject
 
     settings = load_settings()
-    window, horizon = settings.window, timedelta(days=horizon_days) if horizon_days else None
+    cache, per_platform = Path(settings.local.home) / CACHE_FOLDER, settings.window.per_platform
+    horizon = timedelta(days=horizon_days) if horizon_days else None
+    source: Source
     if folder is None:
-        return read_subject(TopicSource(settings, progress), window.per_platform, horizon or window.horizon)
-    source = FolderSource(folder, labels, min_users=min_users, report=progress)
-    return read_subject(source, window.per_platform, horizon)._replace(name=folder.resolve().name)
+        source = TopicSource(settings, progress)
+        subject = read_subject(source, cache, per_platform, horizon or settings.window.horizon)
+    else:
+        source = FolderSource(folder, labels, min_users=min_users, report=progress)
+        subject = read_subject(source, cache, per_platform, horizon)
+        subject = subject._replace(log=subject.log._replace(name=folder.resolve().name))
+    return subject, partial(read_planted, subject, source, cache)
 
 
 def _print_methods(findings: Findings, console: Console) -> None:

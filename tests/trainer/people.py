@@ -6,14 +6,20 @@ The radio says nothing: everybody listens to the same. Times fall on minutes ove
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trainer.data.histories import gather
 from trainer.data.study import Study, Task
 from trainer.evaluation.subject import Subject
+from trainer.evaluation.transfer import PlantedSource
 from xplat_stream.event import Event, Millis, Object, UserId
 from xplat_stream.taxonomy import Label, Taxonomy
 from xplat_stream.window import WindowSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 START_MS = 1_700_000_000_000 - 1_700_000_000_000 % 86_400_000
 MINUTE_MS = 60_000
@@ -57,7 +63,24 @@ def make_people(users: int = 150, seed: int = 0) -> tuple[Event, ...]:
 
 def subject(events: tuple[Event, ...] | None = None) -> Subject:
     """Return the log of `make_people`, or of other events, as an evaluation takes it."""
-    return Subject("people", make_people() if events is None else events, TAXONOMY, WindowSpec(20), {})
+    return Subject(gather("people", make_people() if events is None else events, TAXONOMY), WindowSpec(20))
+
+
+class People:
+    """The people as a source. A `trainer.data.sources.Source`."""
+
+    name, taxonomy, expected, by_content, excluded = "people", TAXONOMY, len(make_people()), False, {}
+
+    def identity(self) -> str:
+        return "people"
+
+    def events(self) -> Iterator[Event]:
+        return iter(make_people())
+
+
+def with_planted() -> Subject:
+    """Return the log of the people with a platform of random items."""
+    return subject(tuple(PlantedSource(People(), subject().log).events()))
 
 
 @lru_cache(maxsize=1)

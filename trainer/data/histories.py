@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from trainer.data.exclusions import REPEATED
+from trainer.data.exclusions import CONFLICTS, REPEATED
 from trainer.data.texts import TextTable, bit_positions
 from xplat_stream.event import NEGATIVE_ACTIONS, UserId, hash_text, item_text
 from xplat_stream.taxonomy import Taxonomy
@@ -37,6 +37,8 @@ _AT_ONCE: Final = 50_000
 """Records handed to the shards together."""
 
 _BINS: Final = 1 << 16
+_EVENT_ID: Final = slice(TIME_BYTES, TIME_BYTES + 8)
+"""Of a row: the digest of the event's id."""
 _RECORD: Final = np.dtype(
     [("user", "<i8"), ("row", f"S{ROW_BYTES}"), ("platform", "<i4"), ("item", "<i4"), ("text", "<i4"), ("named", "<i4")]
 )
@@ -214,9 +216,11 @@ def gather(  # noqa: PLR0913 - a log, and where to put it
     where = np.zeros((len(names.users), 3), np.int64)
     sink = _Sink(folder)
     ranks = names.ranks()
-    for number, part in enumerate(_finished(shards, ranks, where, by_content=by_content)):
+    conflicts = 0
+    for number, (part, found) in enumerate(_finished(shards, ranks, where, by_content=by_content)):
         where[where[:, 0] == -1, 0] = number
         sink.put(part)
+        conflicts += found
     order = sorted(range(len(names.users)), key=list(names.users).__getitem__)
     users = [UserId(user) for user in sorted(names.users)]
     where = where[order].reshape(-1, 3)
@@ -229,7 +233,7 @@ def gather(  # noqa: PLR0913 - a log, and where to put it
         names.texts(ranks),
         Histories(users, where, sink.parts(), list(names.masks)),
         names.events,
-        {REPEATED: repeated, **excluded()},
+        {REPEATED: repeated, CONFLICTS: conflicts, **excluded()},
     )
     if folder is not None:
         _write_about(log, folder)
@@ -384,8 +388,12 @@ class _Shards:
         self._folder.rmdir()
 
 
-def _finished(shards: _Shards, ranks: _Ranks, where: NDArray[np.int64], *, by_content: bool) -> Iterator[Part]:
-    """Yield each shard sorted by user and row, distinct, with final numbers; users' places go into `where` as part -1.
+def _finished(
+    shards: _Shards, ranks: _Ranks, where: NDArray[np.int64], *, by_content: bool
+) -> Iterator[tuple[Part, int]]:
+    """Yield each shard sorted by user and row, distinct, with final numbers, and how many of its event ids conflict.
+
+    Users' places go into `where` as part -1.
 
     Of two records with one row the later counts, as the last of two equal keys does in a dictionary.
     """
@@ -401,7 +409,7 @@ def _finished(shards: _Shards, ranks: _Ranks, where: NDArray[np.int64], *, by_co
         where[users, 1] = starts
         where[users, 2] = np.append(starts[1:], len(records))
         rows = np.frombuffer(records["row"].tobytes(), np.uint8).reshape(-1, ROW_BYTES)
-        yield Part(
+        part = Part(
             rows,
             ranks.platform[records["platform"]],
             ranks.item[records["item"]],
@@ -409,6 +417,8 @@ def _finished(shards: _Shards, ranks: _Ranks, where: NDArray[np.int64], *, by_co
             _times(rows),
             records["named"].astype(np.int32),
         )
+        ids = np.rec.fromarrays([records["user"], np.ascontiguousarray(rows[:, _EVENT_ID]).view("<i8")[:, 0]])
+        yield part, len(ids) - len(np.unique(ids))
 
 
 def _times(rows: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -41,47 +41,40 @@ _LEAK_FOLDS: Final = 1
 """Folds fitted on permuted labels: a leak shows on a fifth of the users as well."""
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluateOptions:
-    """How much is evaluated."""
-
-    folds: int = FOLDS
-    """By a hash of the user's id."""
-    plant_harmful: bool = False
-    """Add a platform of random items for the same users and see whether the guard mutes it; twice the fits."""
-
-
 def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
     subject: Subject,
     task: Task,
     main: Method,
     others: Sequence[Method],
     *,
-    options: EvaluateOptions | None = None,
+    folds: int = FOLDS,
+    planted: Callable[[], Subject] | None = None,
     rank: Callable[[], Ranking] | None = None,
     report: Report = silent,
 ) -> Findings:
     """Measure `main` beside `others` on a log. Popularity and popularity in time are always among the others.
 
+    `folds`: by a hash of the user's id. `planted` reads the same log with a platform of random items, to see whether
+    the guard mutes it: twice the fits.
+
     Raises `DataError` where the log gives too little, `InvalidScores` where a method scores NaN or out of range,
     `ValueError` where two methods share a name.
     """
-    options = options or EvaluateOptions()
-    folds = range(options.folds)
     others = _with_references(others, main.name)
-    clock = _Clock(report, options.folds)
+    every = range(folds)
+    clock = _Clock(report, folds)
     with clock.stage("study"):
-        study = subject.study(task, options.folds)
+        study = subject.study(task, folds)
     targets, views = study.test.targets, tuple(study.views())
 
     # Every method, every fold. The main one looks at more windows than the others.
     looks = readings.looks(study)
     with clock.stage(main.name) as told:
-        guarded = transfer.try_guarded(study, main, looks, folds=folds, report=told)
+        guarded = transfer.try_guarded(study, main, looks, folds=every, report=told)
     trials: dict[str, Trials] = {main.name: guarded.trials}
     for method in others:
         with clock.stage(method.name) as told:
-            trials[method.name] = try_method(study, method, views=views, folds=folds, report=told)
+            trials[method.name] = try_method(study, method, views=views, folds=every, report=told)
     popularity = trials[POPULARITY]
     linear: list[str] = [name for name in LINEAR_METHODS if name in trials and name != main.name] or [POPULARITY]
     best = max(linear, key=lambda name: float(ndcg(trials[name][EVERYTHING].scores, targets).mean()))
@@ -90,21 +83,21 @@ def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
 
     # What needs further fits.
     with clock.stage("target only") as told:
-        before_after = _before_after(study, main, mine, folds, told)
+        before_after = _before_after(study, main, mine, every, told)
     with clock.stage("permuted labels"):
-        permuted = leaks.check_permuted(study, main, popularity[EVERYTHING].scores, folds[:_LEAK_FOLDS])
+        permuted = leaks.check_permuted(study, main, popularity[EVERYTHING].scores, every[:_LEAK_FOLDS])
     with clock.stage("matrix"):
         plain = ndcg(popularity[EVERYTHING].scores, targets)
-        matrix, no_matrix = _matrix(subject, task, study, main, (guarded.unguarded, plain), options.folds)
+        matrix, no_matrix = _matrix(subject, task, study, main, (guarded.unguarded, plain), folds)
     with clock.stage("planted platform") as told:
-        planted = _planted(subject, study, main, mine, folds, told) if options.plant_harmful else None
+        held_off = _planted(planted(), study, main, mine, every, told) if planted else None
     with clock.stage("ranking"):
         ranking = rank() if rank else None
 
     source = leaks.source_view(study)
     calibrated = calibrate.calibrated(mine)
     return Findings(
-        name=subject.name,
+        name=study.name,
         target=list(task.target) or list(study.platforms),
         source=readings.names(study, study.views().get(source, set())),
         label_events=task.label_events,
@@ -112,7 +105,7 @@ def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
         training_users=len(np.unique(study.train.user)),
         cuts=len(study.train),
         labels=readings.label_lines(study, mine, calibrated.scores, reference),
-        folds=options.folds,
+        folds=folds,
         main=main.name,
         best_linear=best,
         methods=[
@@ -141,7 +134,7 @@ def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
         timeliness=readings.timeliness_lines(study, guarded.trials),
         resolution=readings.resolution(study),
         calibration=readings.calibration(mine, calibrated, targets),
-        planted=planted,
+        planted=held_off,
         leaks=[
             leaks.check_shuffled(
                 study,
@@ -151,10 +144,10 @@ def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
             ),
             permuted,
             leaks.check_history(study, study.train),
-            leaks.check_users(study, folds),
+            leaks.check_users(study, every),
         ],
         ranking=ranking,
-        excluded=subject.excluded | {reason: count for reason, count in study.excluded.items() if count},
+        excluded={reason: count for reason, count in study.excluded.items() if count},
         seconds=clock.seconds,
     )
 
@@ -241,7 +234,7 @@ def _planted(
     target = target_platforms(study.task, study.platforms)
     source = study.views().get(leaks.source_view(study), set())
     task = replace(study.task, target=tuple(readings.names(study, target)), source=tuple(readings.names(study, source)))
-    noisy = subject._replace(events=transfer.plant_harmful(subject.events)).study(task, len(folds))
+    noisy = subject.study(task, len(folds))
     found = transfer.try_guarded(noisy, main, {EVERYTHING: lambda cuts: cuts}, folds=folds, report=told)
     targets, position = study.test.targets, noisy.platforms.index(transfer.PLANTED)
     without = ndcg(mine.scores, targets)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
+from trainer.data.histories import gather
 from trainer.data.study import EVERYTHING, FOLDS, Study, Task
 from trainer.evaluation.subject import Subject
 from trainer.measuring.measures import ndcg
@@ -79,8 +80,8 @@ def simulated_study(
     taxonomy = load_taxonomy()
     population = Population(taxonomy, users=users, seed=seed)
     end_ms = _START_MS + round(days * _DAY_MS)
-    events = list(population.events(_START_MS, end_ms, users * events_each))
-    study = Subject(f"simulated-{users}", events, taxonomy, WindowSpec(), {}).study(task or Task(), folds)
+    events = population.events(_START_MS, end_ms, users * events_each)
+    study = Subject(gather(f"simulated-{users}", events, taxonomy), WindowSpec()).study(task or Task(), folds)
     labels = study.taxonomy.ids()
     latent = [
         population.interests(study.histories.users[user], at)

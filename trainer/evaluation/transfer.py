@@ -20,12 +20,15 @@ from trainer.measuring.methods import Split, Trial, prepare, scores_of, try_look
 from xplat_stream.event import Event, Millis
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
+    from trainer.data.histories import Log
+    from trainer.data.sources import Source
     from trainer.data.study import Cuts, Study
     from trainer.measuring.methods import Fitted, Look, Method, Scores
+    from xplat_stream.event import Object
 
 PLANTED: Final = "planted"
 """The platform that `plant_harmful` makes."""
@@ -187,25 +190,41 @@ def _replaced(study: Study, trial: Trial, other: Trial, folds: Collection[int]) 
     )
 
 
-def plant_harmful(events: Sequence[Event], *, seed: int = 0) -> list[Event]:
-    """Return the events with the platform `PLANTED` added: the same users, touching items of others at random.
+class PlantedSource:
+    """A source with the platform `PLANTED` added: the same users, touching items of others at random. A `Source`.
 
-    Every user gets as many planted events as there are own ones, at the times of own ones. Each is about an item
-    drawn from all items of the log, its title and labels included: noise that looks like behavior.
+    Every user gets as many planted events as there are own ones, at the times of own ones. Each is about an item drawn
+    from all items of the log, its title and labels included: noise that looks like behavior.
     """
-    random = np.random.default_rng(seed)
-    objects = list({(event.platform, event.object.id): event.object for event in events}.values())
-    times: dict[Any, list[int]] = {}
-    for event in events:
-        times.setdefault(event.user_id, []).append(event.occurred_at)
-    planted = []
-    for user in sorted(times):
-        count = len(times[user])
-        moments, drawn = random.choice(times[user], count), random.integers(0, len(objects), count)
-        for number, (moment, item) in enumerate(zip(moments, drawn, strict=True)):
-            event_id = f"//{PLANTED}/{user}#{number}"
-            planted.append(Event(event_id, user, PLANTED, "rate", objects[item], Millis(int(moment))))
-    return sorted([*events, *planted], key=lambda event: event.occurred_at)
+
+    def __init__(self, source: Source, log: Log, *, seed: int = 0) -> None:
+        """`log`: of that source. Its users and their times are read from there."""
+        self.name, self.taxonomy, self.by_content = source.name, source.taxonomy, source.by_content
+        self.expected = 2 * source.expected
+        self._source, self._log, self._seed = source, log, seed
+
+    @property
+    def excluded(self) -> Mapping[str, int]:
+        """See `Source`."""
+        return self._source.excluded
+
+    def identity(self) -> Any:
+        """See `Source`."""
+        return {PLANTED: self._source.identity(), "seed": self._seed}
+
+    def events(self) -> Iterator[Event]:
+        """See `Source`. Holds the items, and no event."""
+        items: dict[tuple[str, str], Object] = {}
+        for event in self._source.events():
+            items[event.platform, event.object.id] = event.object
+            yield event
+        random, objects = np.random.default_rng(self._seed), list(items.values())
+        for history in self._log.histories:
+            count = len(history.time)
+            moments, drawn = random.choice(history.time, count), random.integers(0, len(objects), count)
+            for number, (moment, item) in enumerate(zip(moments.tolist(), drawn.tolist(), strict=True)):
+                event_id = f"//{PLANTED}/{history.user_id}#{number}"
+                yield Event(event_id, history.user_id, PLANTED, "rate", objects[item], Millis(moment))
 
 
 class MatrixCell(NamedTuple):

@@ -34,6 +34,7 @@ CHANGES: Final[Mapping[str, Mapping[str, Any]]] = {
     "masked-LM pretraining + LoRA": {**_LORA, "mlm_steps": 300},
     "self-training": {"self_training": True},
     "taxonomy parents": {"parents": 0.3},
+    "words teacher": {"words_teacher": True},
     "three teachers": {"teachers": 3},
     "one member": {"members": 1},
     "no event dropout": {"event_dropout": 0.0},
@@ -56,7 +57,7 @@ def ablation_of(main: SplitMethod, names: Sequence[str], *, folds: int) -> Ablat
             expected=f"{ALL}, or some of: {', '.join(CHANGES)}",
             fix="Correct --ablate; names are joined by commas.",
         )
-    options = msgspec.structs.replace(main.options, teachers=0)
+    options = msgspec.structs.replace(main.options, teachers=0, words_teacher=False)
     variants = [
         replace(main, name=name, options=msgspec.structs.replace(options, **changes))
         for name, changes in CHANGES.items()

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from trainer.data.compact import vector_table
 from trainer.export.export import export_encoder, quiet, run_reader, session
-from trainer.measuring.baselines import one_a_label
+from trainer.fitting.linear import one_a_label
 from trainer.measuring.measures import Interval, bootstrap_mean, ndcg
 from xplat_stream.errors import DataError
 

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 import numpy as np
 import torch
+from scipy.special import expit, logit
 from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.data.compact import vector_table
 from trainer.fitting.fit_head import Fitting, LabelledWindows, fit_head, fit_member, score_windows
+from trainer.fitting.linear import regressions
 from trainer.networks.losses import prior_logits
 from trainer.networks.self_training import with_read_labels
 from trainer.networks.words import TokenTable, latent_words
@@ -37,6 +39,15 @@ _CHUNK: Final = 4096
 _THREADS: Final = 1
 _TAUGHT: Final = 0.7
 """Share of the teachers' word in a target; the rest is what happened."""
+
+_SURE: Final = 1e-5
+"""No teacher is taken for surer than this: its logit must stay finite."""
+_PARTS: Final = 2
+"""Of the people, each asked about by a regression that learned from the others."""
+_FEWEST: Final = 20
+"""People: fewer teach nothing."""
+_WORDS_ROWS: Final = 10_000
+"""People that a regression learns from at the most."""
 
 _NAMED_LR: Final = 2e-3
 _NAMED_STEPS: Final = 150
@@ -140,18 +151,56 @@ class Joint(NamedTuple):
 
 
 def _taught(encoder: Encoder, states: TextStates, fitting: Fitting) -> LabelledWindows:
-    """Return the training windows with targets that several models of other seeds agree on, for the most part.
+    """Return the training windows with targets that the teachers agree on, for the most part; without any as they are.
 
-    What an ensemble says is less a matter of chance than what happened (Hinton et al. 2015), and it speaks of the whole
-    window also where the one that learns from it sees a part (Lopez-Paz et al. 2016).
+    What they say is less a matter of chance than what happened (Hinton et al. 2015), and it speaks of the whole window
+    also where the one that learns from it sees a part (Lopez-Paz et al. 2016).
     """
+    train, options = fitting.train, fitting.options
+    said = []
+    if options.words_teacher and len(train.last) >= _FEWEST:
+        said.append(words_said(fitting))
+    if options.teachers:
+        said.append(_seeds_said(encoder, states, fitting))
+    if not said:
+        return train
+    agreed = expit(np.mean([logit(np.clip(one, _SURE, 1 - _SURE)) for one in said], axis=0))
+    return replace(train, targets=(1 - _TAUGHT) * train.targets + _TAUGHT * agreed)
+
+
+def words_said(fitting: Fitting) -> NDArray[np.float32]:
+    """Return what regressions on words and label counts say of the training windows (windows, labels).
+
+    Each learns from the last windows of some people and is asked about the others': of those it learned from it would
+    say what happened, not what was to be expected (cross-fitting, Chernozhukov et al. 2018).
+    """
+    train, tune = fitting.train, fitting.tune
+    person = np.searchsorted(train.last, np.arange(len(train)))  # (windows,), whose it is
+    held_out, wanted = tune.inputs.take(tune.last), tune.targets[tune.last]
+    said = np.zeros_like(train.targets)
+    for part in range(_PARTS):
+        learned = np.delete(train.last, np.s_[part::_PARTS])
+        learned = learned[:: max(1, -(-len(learned) // _WORDS_ROWS))]
+        tried = regressions(fitting.texts, train.inputs.take(learned), train.targets[learned])
+        best = min(tried, key=lambda says: _log_loss(says(held_out), wanted))
+        asked = np.flatnonzero(person % _PARTS == part)
+        said[asked] = best(train.inputs.take(asked))
+    return said
+
+
+def _log_loss(scores: NDArray[np.float32], targets: NDArray[np.float32]) -> float:
+    return functional.binary_cross_entropy(torch.from_numpy(scores), torch.from_numpy(targets)).item()
+
+
+def _seeds_said(encoder: Encoder, states: TextStates, fitting: Fitting) -> NDArray[np.float32]:
+    """Return the mean of what models of other seeds say of the training windows (windows, labels)."""
     train, options = fitting.train, fitting.options
     said = np.zeros_like(train.targets)
     for number in range(1, options.teachers + 1):
-        own = msgspec.structs.replace(options, teachers=0, members=1, seed=options.seed + number)
+        own = msgspec.structs.replace(options, teachers=0, words_teacher=False, members=1, seed=options.seed + number)
         head, table = fit_together(encoder.beside(), states, fitting._replace(options=own))
         said += score_windows(head, train.inputs, table) / options.teachers
-    return replace(train, targets=(1 - _TAUGHT) * train.targets + _TAUGHT * said)
+    return said
 
 
 def fit_together(encoder: Encoder, states: TextStates, fitting: Fitting) -> Joint:
@@ -164,8 +213,7 @@ def fit_together(encoder: Encoder, states: TextStates, fitting: Fitting) -> Join
         first = _fit_first(encoder.beside(), states, fitting)
         texts = with_read_labels(fitting.texts, *first)
         fitting = fitting._replace(texts=texts, options=msgspec.structs.replace(options, self_training=False))
-    if options.teachers:
-        fitting = fitting._replace(train=_taught(encoder, states, fitting))
+    fitting = fitting._replace(train=_taught(encoder, states, fitting))
     head, table = _fit_first(encoder, states, fitting)
     return Joint(fit_head(fitting, table, head), table)
 

@@ -7,22 +7,21 @@ gets.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from scipy import sparse
 from sklearn.feature_extraction.text import TfidfTransformer
-from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 from trainer.data.examples import last_of_each
+from trainer.fitting.linear import counted, event_matrix, own_labels, regressions
 from trainer.measuring.measures import ndcg
-from xplat_stream.event import ACTION_INDEX, NEGATIVE_ACTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+    from scipy import sparse
 
     from trainer.data.compact import Compact
     from trainer.data.study import Cuts, Study
@@ -45,9 +44,6 @@ _KERNEL_DAYS: Final = 30.0
 _HALF_LIVES_DAYS: Final = (4.0, 30.0, 120.0, 400.0, 2000.0)
 _PRIOR_WEIGHTS: Final = (0.3, 1.0, 3.0, 10.0)
 _NEIGHBORS: Final = (50, 100, 200)
-_C: Final = (0.03, 0.1, 0.3, 1.0)
-_RECENCY: Final = 0.85
-_NEGATIVE: Final = [ACTION_INDEX[action] + 1 for action in sorted(NEGATIVE_ACTIONS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,20 +111,8 @@ class DecayedCounts:
 
 def decayed_counts(texts: TextTable, inputs: Compact, half_life_days: float) -> Scores:
     """Return each window's label counts (windows, labels), an event counting half after every `half_life_days`."""
-    counted = (inputs.action > 0) & ~np.isin(inputs.action, _NEGATIVE)
-    weight = np.where(counted, 0.5 ** (np.expm1(inputs.age) / (24 * half_life_days)), 0)
+    weight = np.where(counted(inputs), 0.5 ** (np.expm1(inputs.age) / (24 * half_life_days)), 0)
     return np.asarray(event_matrix(inputs, weight, len(texts.texts)) @ own_labels(texts), np.float32)
-
-
-def own_labels(texts: TextTable) -> Scores:
-    """Return (texts + 1, labels): the labels that an item with a text names itself; row 0 is the empty text."""
-    return np.concatenate([np.zeros((1, texts.own.shape[1]), np.float32), texts.own])
-
-
-def event_matrix(inputs: Compact, weight: NDArray[Any], texts: int) -> sparse.csr_matrix:
-    """Return (windows, texts + 1): how much weight of a window's events (windows, events) lies on each text."""
-    rows, columns = np.nonzero(weight)
-    return sparse.csr_matrix((weight[rows, columns], (rows, inputs.text[rows, columns])), (len(weight), texts + 1))
 
 
 def shares(counts: Scores, share: NDArray[np.float32], prior: float) -> Scores:
@@ -190,78 +174,10 @@ class Linear:
 
     def fit(self, study: Study, train: Cuts, tune: Cuts) -> Scorer:
         """See `Method`."""
-        examples = train.take(last_of_each(train.user))
-        features = _Features(study, examples, words=self.words, counts=self.counts)
-        inputs, tuned = features.of(examples), features.of(tune)
-        best: tuple[float, Callable[[Any], Scores]] | None = None
-        for strength in _C:
-            predict = one_a_label(inputs, examples.targets, strength)
-            quality = float(ndcg(predict(tuned), tune.targets).mean())
-            if best is None or quality > best[0]:
-                best = (quality, predict)
-        chosen = best[1] if best else one_a_label(inputs, examples.targets, 1.0)
-        return Scorer(lambda cuts: chosen(features.of(cuts)))
-
-
-class _Features:
-    """Words and label counts of windows as one sparse matrix."""
-
-    def __init__(self, study: Study, examples: Cuts, *, words: bool, counts: bool) -> None:
-        from sklearn.feature_extraction.text import CountVectorizer
-
-        self._study, self._counts = study, counts
-        self._words: sparse.csr_matrix | None = None
-        if words:
-            counter = CountVectorizer(min_df=3, stop_words="english", ngram_range=(1, 1))
-            try:
-                counted = counter.fit_transform(study.texts.texts)
-            except ValueError:  # no word is in three texts
-                counted = sparse.csr_matrix((len(study.texts.texts), 1), dtype=np.int64)
-            empty = sparse.csr_matrix((1, counted.shape[1]), dtype=counted.dtype)
-            self._words = sparse.vstack([empty, counted]).tocsr()
-            self._idf = TfidfTransformer(sublinear_tf=True).fit(self._bag(examples))
-
-    def _bag(self, cuts: Cuts) -> sparse.csr_matrix:
-        presence = (cuts.inputs.text > 0).astype(np.float32)
-        return event_matrix(cuts.inputs, presence, len(self._study.texts.texts)) @ self._words
-
-    def of(self, cuts: Cuts) -> sparse.csr_matrix:
-        """Return (cuts, features)."""
-        parts = []
-        if self._words is not None:
-            parts.append(self._idf.transform(self._bag(cuts)))
-        if self._counts:
-            texts = self._study.texts
-            counts = event_matrix(cuts.inputs, _recency(cuts), len(texts.texts)) @ own_labels(texts)
-            parts.append(sparse.csr_matrix(np.log1p(counts)))
-        return sparse.hstack(parts).tocsr()
-
-
-def _recency(cuts: Cuts) -> NDArray[np.float64]:
-    """Return .85 to the power of how many events of the window are newer (cuts, events)."""
-    inputs = cuts.inputs
-    counted = (inputs.action > 0) & ~np.isin(inputs.action, _NEGATIVE)
-    newer = inputs.length[:, None] - 1 - np.arange(inputs.action.shape[1])
-    return np.where(counted, _RECENCY ** np.maximum(newer, 0), 0.0)
-
-
-def one_a_label(inputs: sparse.csr_matrix, targets: Scores, strength: float) -> Callable[[Any], Scores]:
-    """Fit one logistic regression a label; a label always or never touched keeps its frequency."""
-    models: list[LogisticRegression | float] = []
-    for label in range(targets.shape[1]):
-        wanted = targets[:, label] > 0
-        if wanted.all() or not wanted.any():
-            models.append(float(wanted.mean()))
-            continue
-        models.append(LogisticRegression(C=strength, solver="liblinear", random_state=0).fit(inputs, wanted))
-
-    def predict(rows: Any) -> Scores:
-        found = np.empty((rows.shape[0], len(models)), np.float32)
-        for label, model in enumerate(models):
-            found[:, label] = model if isinstance(model, float) else model.predict_proba(rows)[:, 1]
-        return found
-
-    return predict
+        last = train.take(last_of_each(train.user))
+        tried = regressions(study.texts, last.inputs, last.targets, words=self.words, counts=self.counts)
+        best = max(tried, key=lambda says: float(ndcg(says(tune.inputs), tune.targets).mean()))
+        return Scorer(lambda cuts: best(cuts.inputs))
 
 
 def all_baselines() -> Sequence[Method]:

@@ -27,6 +27,7 @@ from trainer.networks.models import DEFAULT_PACKAGE, default_base, load_pretrain
 from trainer.networks.weak import label_texts
 from trainer.release.release import EncoderFiles, EncoderKept, kept_encoder
 from trainer.run.devices import is_first_process
+from trainer.run.schedule import seeded
 from xplat_stream.errors import DataError, ReleaseError
 from xplat_stream.kafka.consumer import active_announcement
 from xplat_stream.serving.features import TextFeatures
@@ -114,8 +115,9 @@ class FreshEncoder(NamedTuple):
 
 
 def as_it_is(options: TrainOptions) -> FreshEncoder:
-    """Return the pretrained encoder untouched. Raises `DataError`."""
-    pretrained = load_pretrained(options.base or default_base(), width=options.width, lora_rank=options.lora_rank)
+    """Return the pretrained encoder untouched, under a projection that follows the seed. Raises `DataError`."""
+    with seeded(options.seed, options.threads):
+        pretrained = load_pretrained(options.base or default_base(), width=options.width, lora_rank=options.lora_rank)
     pretrained.encoder.merge()
     return FreshEncoder.of(pretrained, options)
 

@@ -19,6 +19,7 @@ from tests.strategies import any_events, events, taxonomies
 from tests.trainer.conftest import OPTIONS, SPEC
 from tests.trainer.corpus import make_log, taxonomy
 from trainer.data.dataset import cut_log
+from trainer.data.exclusions import CONFLICTS, REPEATED
 from trainer.data.histories import Log, gather
 from trainer.data.prepare import _arrays
 from trainer.data.study import Task, cut_study
@@ -218,7 +219,18 @@ def test_events_without_ids_are_told_apart_by_content(tmp_path):
         stored(stream, taxonomy(), tmp_path, by_content=True),
     ):
         assert [len(history.rows) for history in log.histories] == [3, 1]
-        assert log.excluded == {"repeated events": 2}
+        assert log.excluded == {REPEATED: 2, CONFLICTS: 0}
+
+
+def test_an_id_with_two_contents_is_counted(tmp_path):
+    """Both events count, as the window law has it; an id that comes again, or for another user, conflicts with none."""
+    event = Event("//r#1", UserId("ann"), "shop", "view", Object("i", "product", "Tea"), Millis(1000))
+    later = msgspec.structs.replace(event, occurred_at=Millis(2000))
+    stream = [event, later, event, msgspec.structs.replace(event, user_id=UserId("bob"))]
+
+    for log in (gather("log", stream, taxonomy()), stored(stream, taxonomy(), tmp_path)):
+        assert [len(history.rows) for history in log.histories] == [2, 1]
+        assert log.excluded == {REPEATED: 1, CONFLICTS: 1}
 
 
 def people(users: int, each: int) -> Iterator[Event]:

@@ -13,6 +13,7 @@ from tests.trainer.conftest import OPTIONS, SPEC
 from tests.trainer.corpus import make_log, taxonomy
 from tests.trainer.recording import rows, write
 from trainer.data.dataset import Dataset, cut_log, split_study
+from trainer.data.exclusions import CONFLICTS, REPEATED
 from trainer.data.histories import gather
 from trainer.data.prepare import Recorded, _arrays, _restored, prepare
 from trainer.data.sources import cached_log
@@ -80,7 +81,7 @@ def test_the_second_run_reads_nothing(tmp_path):
     again = cached_log(source, tmp_path)
 
     assert source.reads == 1
-    assert first.log.excluded == again.log.excluded == {"repeated events": 0, "read": 600}
+    assert first.log.excluded == again.log.excluded == {REPEATED: 0, CONFLICTS: 0, "read": 600}
     assert [one.rows for one in first.log.histories] == [one.rows for one in again.log.histories]
 
 

@@ -63,7 +63,8 @@ def test_every_line_is_a_change_that_can_be() -> None:
     found = ablation_of(main, [ALL], folds=2)
 
     assert [method.name for method in found.variants] == list(CHANGES)
-    assert found.base.options.teachers == 0
+    assert not found.base.options.teachers
+    assert not found.base.options.words_teacher
     for method in found.variants:
         assert checked(method.options) != found.base.options
         assert method._prepared is main._prepared  # the transformer as it is runs once for all of them

@@ -13,21 +13,22 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tests.trainer.people import FOLDS, LABELS, START_MS, TASK, make_people, study, subject
+from tests.trainer.people import FOLDS, LABELS, START_MS, TASK, People, make_people, study, subject, with_planted
 from trainer import evaluate_command
-from trainer.data.exclusions import CONFLICTS, FUTURE, LONG_TEXTS, REPEATED, usable
+from trainer.data.exclusions import FUTURE, LONG_TEXTS, REPEATED
 from trainer.data.study import EVERYTHING
 from trainer.evaluation.ablation import Ablation
-from trainer.evaluation.evaluation import EvaluateOptions, evaluate
+from trainer.evaluation.evaluation import evaluate
 from trainer.evaluation.ranking import OURS, Figures, Ranking
 from trainer.evaluation.report import markdown, write_report
 from trainer.evaluation.split import SplitMethod
+from trainer.evaluation.subject import read_planted, read_subject
 from trainer.measuring.baselines import LINEAR, LINEAR_COUNTS, LINEAR_TEXT, POPULARITY, Linear, Popularity, Scorer
 from trainer.measuring.groups import COLD, NOTHING_YET, WARM, by_knowledge, by_length
 from trainer.measuring.measures import Counts, Interval, ndcg
 from trainer.measuring.methods import try_method
 from xplat_stream.errors import DataError, InvalidScores, XplatError
-from xplat_stream.event import Event, Millis, Object, UserId
+from xplat_stream.event import Event, Millis, UserId
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,9 +41,8 @@ NOW = Millis(START_MS + 100 * 86_400_000)
 @pytest.fixture(scope="module")
 def findings() -> Findings:
     """A whole evaluation: linear model beside its halves, a planted platform."""
-    options = EvaluateOptions(FOLDS, plant_harmful=True)
     others = (Linear(LINEAR_TEXT, counts=False), Linear(LINEAR_COUNTS, words=False))
-    return evaluate(subject(), TASK, Linear(), others, options=options, rank=a_ranking)
+    return evaluate(subject(), TASK, Linear(), others, folds=FOLDS, planted=with_planted, rank=a_ranking)
 
 
 def a_ranking() -> Ranking:
@@ -83,7 +83,7 @@ def test_a_stale_profile_lacks_what_happened_today(findings: Findings) -> None:
 def test_days_cannot_tell_real_time_from_daily() -> None:
     """Where every event is dated at midnight the report says that it cannot say."""
     days = tuple(event_at(event, event.occurred_at - event.occurred_at % 86_400_000) for event in make_people())
-    found = evaluate(subject(days), TASK, Popularity2(), (), options=EvaluateOptions(FOLDS))
+    found = evaluate(subject(days), TASK, Popularity2(), (), folds=FOLDS)
     assert found.resolution == "day"
     assert "tells days apart and no more" in markdown(found)
 
@@ -140,7 +140,7 @@ def test_failures_are_named(findings: Findings) -> None:
 
 def test_without_a_target_everything_is_foretold() -> None:
     """No target: one view, no source to mute, no before and after; the whole histories are shuffled."""
-    found = evaluate(subject(), replace(TASK, target=(), source=()), Linear(), (), options=EvaluateOptions(FOLDS))
+    found = evaluate(subject(), replace(TASK, target=(), source=()), Linear(), (), folds=FOLDS)
     assert [line.view for line in found.views] == [EVERYTHING]
     assert found.before_after == []
     assert found.failures() == []
@@ -191,7 +191,7 @@ class Broken:
 def test_scores_that_are_none_stop_the_run(method: Broken, words: str) -> None:
     """No figure is made of NaN, of a score past one, or of too few scores: one line says whose they are."""
     with pytest.raises(InvalidScores, match=f"broken gave .*{words}"):
-        evaluate(subject(), TASK, method, (), options=EvaluateOptions(FOLDS))
+        evaluate(subject(), TASK, method, (), folds=FOLDS)
 
 
 def event_at(event: Event, at: int) -> Event:
@@ -217,7 +217,7 @@ def with_label(event: Event, label: str) -> Event:
 def test_a_log_that_cannot_be_evaluated_on_says_so(events: tuple[Event, ...], words: str) -> None:
     """Nothing in it, one label, one user: one error that says what there is."""
     with pytest.raises(DataError, match=words):
-        evaluate(subject(events), replace(TASK, min_label_users=1), Popularity2(), (), options=EvaluateOptions(FOLDS))
+        evaluate(subject(events), replace(TASK, min_label_users=1), Popularity2(), (), folds=FOLDS)
 
 
 def test_an_empty_log_without_a_target_says_so() -> None:
@@ -226,24 +226,22 @@ def test_an_empty_log_without_a_target_says_so() -> None:
         evaluate(subject(()), replace(TASK, target=(), source=()), Popularity2(), ())
 
 
-def test_what_is_left_out_is_counted() -> None:
-    """Repetitions and dates in the future are left out, conflicts and long titles are counted."""
-    event = make_people()[0]
-    long = msgspec.structs.replace(event, event_id="long", object=Object("l", "video", "x" * 1_000_000))
-    other = msgspec.structs.replace(event, object=Object("another", "video", "another"))
-    again = msgspec.structs.replace(event, event_id="again")
-    future = msgspec.structs.replace(event, event_id="future", occurred_at=Millis(NOW + 3_600_000))
-    events = [event, event, again, other, long, future]
-    kept, counts = usable(events, NOW, by_content=True)
-    assert kept == [event, other, long]
-    assert counts == {REPEATED: 2, FUTURE: 1, CONFLICTS: 1, LONG_TEXTS: 1}
-    assert usable(events, NOW, by_content=False)[0] == [event, again, other, long]
+def test_a_log_is_evaluated_where_it_lies(tmp_path: Path) -> None:
+    """Read through the cache, with and without the planted platform, it gives the study of the events in memory."""
+    spec = subject().spec
+    found = read_subject(People(), tmp_path, spec.per_platform, spec.horizon)
+    for stored, held in ((found, subject()), (read_planted(found, People(), tmp_path), with_planted())):
+        one, other = stored.study(TASK, FOLDS), held.study(TASK, FOLDS)
+        assert one.platforms == other.platforms
+        assert stored.labelled_platforms() == held.labelled_platforms()
+        assert all(map(np.array_equal, one.train.inputs, other.train.inputs))
+        assert np.array_equal(one.train.targets, other.train.targets)
 
 
 def test_two_methods_of_one_name_are_refused() -> None:
     """Lines are looked up by name."""
     with pytest.raises(ValueError, match="share a name"):
-        evaluate(subject(), TASK, Linear(), (Linear(),), options=EvaluateOptions(FOLDS))
+        evaluate(subject(), TASK, Linear(), (Linear(),), folds=FOLDS)
 
 
 # The command.
@@ -358,5 +356,5 @@ def test_user_ids_are_strings() -> None:
     """Whatever a platform calls its people."""
     names = {event.user_id: UserId(f"Ünal {event.user_id} 🙂") for event in make_people()}
     renamed = tuple(msgspec.structs.replace(event, user_id=names[event.user_id]) for event in make_people())
-    found = evaluate(subject(renamed), TASK, Popularity2(), (), options=EvaluateOptions(FOLDS))
+    found = evaluate(subject(renamed), TASK, Popularity2(), (), folds=FOLDS)
     assert found.users == len(study().test)

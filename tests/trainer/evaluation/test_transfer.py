@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from joblib import parallel_config
 
-from tests.trainer.people import FOLDS, TASK, make_people, study, subject
+from tests.trainer.people import FOLDS, TASK, People, make_people, study, subject, with_planted
 from trainer.data.study import EVERYTHING, Cuts, Study
 from trainer.evaluation.transfer import (
     PLANTED,
     HarmWatch,
     Hiding,
+    PlantedSource,
     matrix_column,
     pair_looks,
-    plant_harmful,
     sources,
     try_guarded,
 )
@@ -61,7 +61,8 @@ def test_a_hidden_platform_is_neither_learned_from_nor_scored() -> None:
 
 def test_planted_people_do_as_much_as_ever_at_their_own_times() -> None:
     """The planted platform has the same users, as many events of each as they had, at times they had."""
-    planted = [event for event in plant_harmful(make_people()) if event.platform == PLANTED]
+    events = PlantedSource(People(), subject().log).events()
+    planted = [event for event in events if event.platform == PLANTED]
     assert Counter(event.user_id for event in planted) == Counter(event.user_id for event in make_people())
     own = {(event.user_id, event.occurred_at) for event in make_people()}
     assert {(event.user_id, event.occurred_at) for event in planted} <= own
@@ -70,7 +71,7 @@ def test_planted_people_do_as_much_as_ever_at_their_own_times() -> None:
 @pytest.fixture(scope="module")
 def noisy() -> Study:
     """The study with a planted platform."""
-    return subject(tuple(plant_harmful(make_people()))).study(TASK, FOLDS)
+    return with_planted().study(TASK, FOLDS)
 
 
 def test_a_planted_harmful_platform_is_held_off(noisy: Study) -> None:

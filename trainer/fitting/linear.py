@@ -1,0 +1,118 @@
+"""Logistic regressions on the words and label counts of windows: what a network has to beat, and what teaches it.
+
+They know words one by one, where a vector of 64 numbers holds a text, and are fitted to convergence.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from scipy import sparse
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+from sklearn.linear_model import LogisticRegression
+
+from xplat_stream.event import ACTION_INDEX, NEGATIVE_ACTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from trainer.data.compact import Compact
+    from trainer.data.texts import TextTable
+
+    Scores = NDArray[np.float32]  # (windows, labels)
+
+_C: Final = (0.03, 0.1, 0.3, 1.0)
+_RECENCY: Final = 0.85
+_NEGATIVE: Final = [ACTION_INDEX[action] + 1 for action in sorted(NEGATIVE_ACTIONS)]
+
+
+def regressions(
+    texts: TextTable, windows: Compact, targets: Scores, *, words: bool = True, counts: bool = True
+) -> Sequence[Callable[[Compact], Scores]]:
+    """Fit one logistic regression a label, and return that windows → scores (windows, labels) once a `C`, stiff first.
+
+    `windows`, `targets` (windows, labels): one window a user. Which of them is best is for held-out users to say.
+    """
+    features = _Features(texts, windows, words=words, counts=counts)
+    inputs = features.of(windows)
+
+    def fitted(strength: float) -> Callable[[Compact], Scores]:
+        predict = one_a_label(inputs, targets, strength)
+        return lambda asked: predict(features.of(asked))
+
+    return [fitted(strength) for strength in _C]
+
+
+class _Features:
+    """Words and label counts of windows as one sparse matrix."""
+
+    def __init__(self, texts: TextTable, windows: Compact, *, words: bool, counts: bool) -> None:
+        self._texts, self._counts = texts, counts
+        self._words: sparse.csr_matrix | None = None
+        if words:
+            counter = CountVectorizer(min_df=3, stop_words="english", ngram_range=(1, 1))
+            try:
+                counted = counter.fit_transform(texts.texts)
+            except ValueError:  # no word is in three texts
+                counted = sparse.csr_matrix((len(texts.texts), 1), dtype=np.int64)
+            empty = sparse.csr_matrix((1, counted.shape[1]), dtype=counted.dtype)
+            self._words = sparse.vstack([empty, counted]).tocsr()
+            self._idf = TfidfTransformer(sublinear_tf=True).fit(self._bag(windows))
+
+    def _bag(self, windows: Compact) -> sparse.csr_matrix:
+        presence = (windows.text > 0).astype(np.float32)
+        return event_matrix(windows, presence, len(self._texts.texts)) @ self._words
+
+    def of(self, windows: Compact) -> sparse.csr_matrix:
+        """Return (windows, features)."""
+        parts = []
+        if self._words is not None:
+            parts.append(self._idf.transform(self._bag(windows)))
+        if self._counts:
+            counts = event_matrix(windows, _recency(windows), len(self._texts.texts)) @ own_labels(self._texts)
+            parts.append(sparse.csr_matrix(np.log1p(counts)))
+        return sparse.hstack(parts).tocsr()
+
+
+def own_labels(texts: TextTable) -> Scores:
+    """Return (texts + 1, labels): the labels that an item with a text names itself; row 0 is the empty text."""
+    return np.concatenate([np.zeros((1, texts.own.shape[1]), np.float32), texts.own])
+
+
+def event_matrix(inputs: Compact, weight: NDArray[Any], texts: int) -> sparse.csr_matrix:
+    """Return (windows, texts + 1): how much weight of a window's events (windows, events) lies on each text."""
+    rows, columns = np.nonzero(weight)
+    return sparse.csr_matrix((weight[rows, columns], (rows, inputs.text[rows, columns])), (len(weight), texts + 1))
+
+
+def counted(inputs: Compact) -> NDArray[np.bool_]:
+    """Return which events speak for the labels of what they touch (windows, events): all but the negative ones."""
+    return (inputs.action > 0) & ~np.isin(inputs.action, _NEGATIVE)
+
+
+def _recency(inputs: Compact) -> NDArray[np.float64]:
+    """Return .85 to the power of how many events of the window are newer (windows, events)."""
+    newer = inputs.length[:, None] - 1 - np.arange(inputs.action.shape[1])
+    return np.where(counted(inputs), _RECENCY ** np.maximum(newer, 0), 0.0)
+
+
+def one_a_label(inputs: sparse.csr_matrix, targets: Scores, strength: float) -> Callable[[Any], Scores]:
+    """Fit one logistic regression a label; a label always or never touched keeps its frequency."""
+    models: list[LogisticRegression | float] = []
+    for label in range(targets.shape[1]):
+        wanted = targets[:, label] > 0
+        if wanted.all() or not wanted.any():
+            models.append(float(wanted.mean()))
+            continue
+        models.append(LogisticRegression(C=strength, solver="liblinear", random_state=0).fit(inputs, wanted))
+
+    def predict(rows: Any) -> Scores:
+        found = np.empty((rows.shape[0], len(models)), np.float32)
+        for label, model in enumerate(models):
+            found[:, label] = model if isinstance(model, float) else model.predict_proba(rows)[:, 1]
+        return found
+
+    return predict
