@@ -209,3 +209,8 @@ def spread(positions: Sequence[int], most: int) -> list[int]:
 def last_of_each(users: NDArray[Any]) -> NDArray[np.int64]:
     """Return the row of each user's last example (users,). `users` (examples,): a user's examples lie together."""
     return np.flatnonzero(np.append(users[1:] != users[:-1], True)) if len(users) else np.zeros(0, np.int64)
+
+
+def thinned(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Return every n-th of the rows, so that there are at most `most`."""
+    return rows[:: max(1, -(-len(rows) // most))]

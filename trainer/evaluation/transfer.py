@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from xplat_stream.event import Object
 
 PLANTED: Final = "planted"
-"""The platform that `plant_harmful` makes."""
+"""The platform that `PlantedSource` adds."""
 
 _CONFIDENCE: Final = 0.999
 """Every fold asks about every source: at 95 % one that does nothing was muted by chance in one fold of five."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from trainer.data.compact import Compact, since_newest
-from trainer.data.examples import last_of_each
+from trainer.data.examples import last_of_each, thinned
 from trainer.export.export import session
 from xplat_stream.serving.sensitivity import CurvePoint, Estimator, Sensitivity, leads, logits_of, tops
 
@@ -69,7 +69,7 @@ def sensitivity_of(head: Head, graph: bytes, data: Dataset, table: NDArray[np.fl
 def _last(examples: Examples, most: int) -> Compact:
     """Return the last window of some people."""
     rows = last_of_each(np.array(examples.users))
-    return examples.inputs.take(rows[:: max(1, -(-len(rows) // most))]).trimmed()
+    return examples.inputs.take(thinned(rows, most)).trimmed()
 
 
 def _replayed(estimator: Estimator, graph: bytes, windows: Compact, table: NDArray[np.float16], steps: int) -> Replayed:

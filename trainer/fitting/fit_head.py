@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.data.compact import since_newest
-from trainer.data.examples import last_of_each
+from trainer.data.examples import last_of_each, thinned
 from trainer.networks.head import Head, HeadShape, Member, Window
 from trainer.networks.losses import info_nce, parent_loss, prior_logits
 from trainer.networks.self_training import with_read_labels
@@ -308,7 +308,7 @@ def _fit_evidence(head: Head, table: NDArray[np.float16], texts: TextTable) -> N
 def _fit_linear(head: Head, fitting: Fitting, table: NDArray[np.float16]) -> None:
     """Fit the linear branch on every user's last window, as a whole and under each view (L-BFGS, ridge penalty)."""
     train, tune, views = fitting.train, fitting.tune, fitting.seen()
-    rows = train.last[:: max(1, -(-len(train.last) // _LINEAR_ROWS))]
+    rows = thinned(train.last, _LINEAR_ROWS)
     whole = train.inputs.take(rows)
     shown = [whole, *(whole.seeing(np.array(sorted(view), np.int32)) for view in views)]
     inputs = torch.cat([_linear_features(head, part, table) for part in shown])

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.data.compact import vector_table
+from trainer.data.examples import thinned
 from trainer.fitting.fit_head import Fitting, LabelledWindows, fit_head, fit_member, score_windows
-from trainer.fitting.linear import regressions
+from trainer.fitting.linear import fit_linear
 from trainer.networks.losses import prior_logits
 from trainer.networks.self_training import with_read_labels
 from trainer.networks.words import TokenTable, latent_words
@@ -179,12 +180,16 @@ def words_said(fitting: Fitting) -> NDArray[np.float32]:
     held_out, wanted = tune.inputs.take(tune.last), tune.targets[tune.last]
     said = np.zeros_like(train.targets)
     for part in range(_PARTS):
-        learned = np.delete(train.last, np.s_[part::_PARTS])
-        learned = learned[:: max(1, -(-len(learned) // _WORDS_ROWS))]
-        tried = regressions(fitting.texts, train.inputs.take(learned), train.targets[learned])
-        best = min(tried, key=lambda says: _log_loss(says(held_out), wanted))
+        learned = thinned(np.delete(train.last, np.s_[part::_PARTS]), _WORDS_ROWS)
+        says = fit_linear(
+            fitting.texts,
+            train.inputs.take(learned),
+            train.targets[learned],
+            held_out=held_out,
+            quality=lambda scores: -_log_loss(scores, wanted),
+        )
         asked = np.flatnonzero(person % _PARTS == part)
-        said[asked] = best(train.inputs.take(asked))
+        said[asked] = says(train.inputs.take(asked))
     return said
 
 

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from xplat_stream.event import ACTION_INDEX, NEGATIVE_ACTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -29,21 +29,26 @@ _RECENCY: Final = 0.85
 _NEGATIVE: Final = [ACTION_INDEX[action] + 1 for action in sorted(NEGATIVE_ACTIONS)]
 
 
-def regressions(
-    texts: TextTable, windows: Compact, targets: Scores, *, words: bool = True, counts: bool = True
-) -> Sequence[Callable[[Compact], Scores]]:
-    """Fit one logistic regression a label, and return that windows → scores (windows, labels) once a `C`, stiff first.
+def fit_linear(  # noqa: PLR0913 - what is learned from, what chooses, and of which features
+    texts: TextTable,
+    windows: Compact,
+    targets: Scores,
+    *,
+    held_out: Compact,
+    quality: Callable[[Scores], float],
+    words: bool = True,
+    counts: bool = True,
+) -> Callable[[Compact], Scores]:
+    """Fit one logistic regression a label, and return windows → scores (windows, labels).
 
-    `windows`, `targets` (windows, labels): one window a user. Which of them is best is for held-out users to say.
+    `windows`, `targets` (windows, labels): one window a user. `C` is the one whose scores of `held_out` have the
+    highest `quality`, the stiffest of equals.
     """
     features = _Features(texts, windows, words=words, counts=counts)
-    inputs = features.of(windows)
-
-    def fitted(strength: float) -> Callable[[Compact], Scores]:
-        predict = one_a_label(inputs, targets, strength)
-        return lambda asked: predict(features.of(asked))
-
-    return [fitted(strength) for strength in _C]
+    inputs, asked = features.of(windows), features.of(held_out)
+    tried = [one_a_label(inputs, targets, strength) for strength in _C]
+    best = max(tried, key=lambda says: quality(says(asked)))
+    return lambda others: best(features.of(others))
 
 
 class _Features:

@@ -14,7 +14,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.preprocessing import normalize
 
 from trainer.data.examples import last_of_each
-from trainer.fitting.linear import counted, event_matrix, own_labels, regressions
+from trainer.fitting.linear import counted, event_matrix, fit_linear, own_labels
 from trainer.measuring.measures import ndcg
 
 if TYPE_CHECKING:
@@ -175,9 +175,16 @@ class Linear:
     def fit(self, study: Study, train: Cuts, tune: Cuts) -> Scorer:
         """See `Method`."""
         last = train.take(last_of_each(train.user))
-        tried = regressions(study.texts, last.inputs, last.targets, words=self.words, counts=self.counts)
-        best = max(tried, key=lambda says: float(ndcg(says(tune.inputs), tune.targets).mean()))
-        return Scorer(lambda cuts: best(cuts.inputs))
+        says = fit_linear(
+            study.texts,
+            last.inputs,
+            last.targets,
+            held_out=tune.inputs,
+            quality=lambda scores: float(ndcg(scores, tune.targets).mean()),
+            words=self.words,
+            counts=self.counts,
+        )
+        return Scorer(lambda cuts: says(cuts.inputs))
 
 
 def all_baselines() -> Sequence[Method]:
