@@ -37,10 +37,12 @@ FORMAT: Final = 2
 TIME_BYTES: Final = 6
 """Milliseconds up to the year 10889."""
 
-_DIGEST_BYTES: Final = 8
+DIGEST_BYTES: Final = 8
+"""Of an event's id, behind the time."""
+
 _CONTENT_BYTES: Final = 4
-ROW_BYTES: Final = TIME_BYTES + _DIGEST_BYTES + _CONTENT_BYTES + TEXT_HASH_BYTES + 1
-_DIGEST_END: Final = TIME_BYTES + _DIGEST_BYTES
+ROW_BYTES: Final = TIME_BYTES + DIGEST_BYTES + _CONTENT_BYTES + TEXT_HASH_BYTES + 1
+_DIGEST_END: Final = TIME_BYTES + DIGEST_BYTES
 _CONTENT_END: Final = _DIGEST_END + _CONTENT_BYTES
 _TIME_END_BACK: Final = TIME_BYTES - ROW_BYTES
 _EMPTY_TEXT: Final = hash_text("")
@@ -106,7 +108,7 @@ def row_of(event: Event, text_hash: TextHash | None = None) -> Row:
     content = f"{event.platform}\0{item.type}\0{item.id}\0{','.join(item.iab) if item.iab else ''}".encode()
     return (
         time
-        + blake2b(event.event_id.encode(), digest_size=16).digest()[:_DIGEST_BYTES]
+        + blake2b(event.event_id.encode(), digest_size=16).digest()[:DIGEST_BYTES]
         + blake2b(_SINCE_FORMAT_1 + time + action + text_hash + content, digest_size=8).digest()[:_CONTENT_BYTES]
         + text_hash
         + action
@@ -118,7 +120,7 @@ def occurred_at(row: Row) -> Millis:
     return Millis(int.from_bytes(row[:TIME_BYTES], "big"))
 
 
-_READABLE: Final = Struct(f">HI{_DIGEST_BYTES}s{_CONTENT_BYTES}x{TEXT_HASH_BYTES}sB")
+_READABLE: Final = Struct(f">HI{DIGEST_BYTES}s{_CONTENT_BYTES}x{TEXT_HASH_BYTES}sB")
 """Time in two parts, digest of the id, text, action: in one go, for every window that is published is read."""
 
 

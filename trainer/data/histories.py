@@ -19,7 +19,7 @@ from trainer.data.exclusions import CONFLICTS, REPEATED
 from trainer.data.texts import TextTable, bit_positions
 from xplat_stream.event import NEGATIVE_ACTIONS, UserId, hash_text, item_text
 from xplat_stream.taxonomy import Taxonomy
-from xplat_stream.window import ROW_BYTES, TIME_BYTES, Row, row_of
+from xplat_stream.window import DIGEST_BYTES, ROW_BYTES, TIME_BYTES, Row, row_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,7 +37,7 @@ _AT_ONCE: Final = 50_000
 """Records handed to the shards together."""
 
 _BINS: Final = 1 << 16
-_EVENT_ID: Final = slice(TIME_BYTES, TIME_BYTES + 8)
+_EVENT_ID: Final = slice(TIME_BYTES, TIME_BYTES + DIGEST_BYTES)
 """Of a row: the digest of the event's id."""
 _RECORD: Final = np.dtype(
     [("user", "<i8"), ("row", f"S{ROW_BYTES}"), ("platform", "<i4"), ("item", "<i4"), ("text", "<i4"), ("named", "<i4")]
@@ -417,7 +417,9 @@ def _finished(
             _times(rows),
             records["named"].astype(np.int32),
         )
-        ids = np.rec.fromarrays([records["user"], np.ascontiguousarray(rows[:, _EVENT_ID]).view("<i8")[:, 0]])
+        ids = np.rec.fromarrays(
+            [records["user"], np.ascontiguousarray(rows[:, _EVENT_ID]).view(f"<i{DIGEST_BYTES}")[:, 0]]
+        )
         yield part, len(ids) - len(np.unique(ids))
 
 
