@@ -217,7 +217,6 @@ class _Run:
         headline = rates.get(f"{_HEADLINE:g}")
         fused = self._reencoding() if "reencoding" in choices.parts else 0.0
         self._rate = choices.rate or (headline.updates_per_s / 2 if headline else 200.0)
-        self._fleet.restart()
         self._traffic.new_share = 1 - _HEADLINE
         parts = {
             "freshness": self._steady,
@@ -227,7 +226,10 @@ class _Run:
             "hot": lambda: self._spread(hot=_HOT),
             "zipf": lambda: self._spread(zipf=_ZIPF),
         }
-        freshness = {part: self._measured(part, run) for part, run in parts.items() if part in choices.parts}
+        chosen = {part: run for part, run in parts.items() if part in choices.parts}
+        if chosen:
+            self._fleet.restart()
+        freshness = {part: self._measured(part, run) for part, run in chosen.items()}
         counted = self._fleet.counts().since(before).metrics
         release = ModelRepository.of(self._settings).load(self._fleet.metrics()[0].release)
         sensitivity = release.manifest.sensitivity
