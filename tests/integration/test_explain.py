@@ -79,6 +79,7 @@ def test_the_events_that_carry_an_interest(
             assert cited["change"] < 0
     assert found["fidelity"]["cited"] > found["fidelity"]["random"]
     assert "holds" in shown.stdout
+    assert found["interests"][0]["events"]
     assert all(cited["text"] in shown.stdout for cited in found["interests"][0]["events"])
 
     told(xplat(group, "nobody-at-all"), "no admitted event of user 'nobody-at-all'", "xplat tail")
