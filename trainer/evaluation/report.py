@@ -225,7 +225,9 @@ def _platforms(findings: Findings) -> str:
 Of the evaluated users with events of the platform; NDCG@10. *Hidden*: the change when it is left out, below zero where
 it is useful. The guard asks the models of all folds about users they were not fitted on, at all their cuts. Where
 hiding a source helps with a 99.9 % interval above zero it is muted for this target: the model is fitted again and
-scores without it. The users tested in a fold have no say in what is muted there.{_planted(findings)}"""
+scores without it. So is a source without which a regression on words learns more from the training users, beyond
+chance: a model cannot forget what it was fitted with. The users tested in a fold have no say in what is muted
+there.{_planted(findings)}"""
 
 
 def _planted(findings: Findings) -> str:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from trainer.data.compact import vector_table
 from trainer.data.examples import thinned
 from trainer.fitting.fit_head import Fitting, LabelledWindows, fit_head, fit_member, score_windows
-from trainer.fitting.linear import fit_linear
+from trainer.fitting.linear import count_words, fit_linear, log_losses
 from trainer.networks.losses import prior_logits
 from trainer.networks.self_training import with_read_labels
 from trainer.networks.words import TokenTable, latent_words
@@ -178,23 +178,20 @@ def words_said(fitting: Fitting) -> NDArray[np.float32]:
     train, tune = fitting.train, fitting.tune
     person = np.searchsorted(train.last, np.arange(len(train)))  # (windows,), whose it is
     held_out, wanted = tune.inputs.take(tune.last), tune.targets[tune.last]
-    said = np.zeros_like(train.targets)
+    said, words = np.zeros_like(train.targets), count_words(fitting.texts)
     for part in range(_PARTS):
         learned = thinned(np.delete(train.last, np.s_[part::_PARTS]), _WORDS_ROWS)
         says = fit_linear(
             fitting.texts,
+            words,
             train.inputs.take(learned),
             train.targets[learned],
             held_out=held_out,
-            quality=lambda scores: -_log_loss(scores, wanted),
+            quality=lambda scores: -float(log_losses(scores, wanted).mean()),
         )
         asked = np.flatnonzero(person % _PARTS == part)
         said[asked] = says(train.inputs.take(asked))
     return said
-
-
-def _log_loss(scores: NDArray[np.float32], targets: NDArray[np.float32]) -> float:
-    return functional.binary_cross_entropy(torch.from_numpy(scores), torch.from_numpy(targets)).item()
 
 
 def _seeds_said(encoder: Encoder, states: TextStates, fitting: Fitting) -> NDArray[np.float32]:

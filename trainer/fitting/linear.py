@@ -1,6 +1,7 @@
 """Logistic regressions on the words and label counts of windows: what a network has to beat, and what teaches it.
 
-They know words one by one, where a vector of 64 numbers holds a text, and are fitted to convergence.
+They know words one by one, where a vector of 64 numbers holds a text, and are fitted to convergence. They do not know
+which platform a word comes from, so one where people do what they do at random drowns the others: `misleading`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from scipy import sparse
+from scipy.stats import ttest_1samp
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 
@@ -25,46 +27,88 @@ if TYPE_CHECKING:
     Scores = NDArray[np.float32]  # (windows, labels)
 
 _C: Final = (0.03, 0.1, 0.3, 1.0)
+_LOOSE: Final = _C[-1]
+"""For a look at what hiding a platform does: a stiff regression is better off with fewer words, whatever they say."""
+_CHANCE: Final = 0.0005
+"""Of one tail, 99.9 % of both: every platform is asked about, as by the guard of `trainer.evaluation.transfer`."""
+_SURE: Final = 1e-5
+"""No score is taken for surer than this: its loss must stay finite."""
 _RECENCY: Final = 0.85
 _NEGATIVE: Final = [ACTION_INDEX[action] + 1 for action in sorted(NEGATIVE_ACTIONS)]
 
 
+def count_words(texts: TextTable) -> sparse.csr_matrix:
+    """Return (texts + 1, words): how often a text says a word that three of them say; row 0 is the empty text."""
+    counter = CountVectorizer(min_df=3, stop_words="english", ngram_range=(1, 1))
+    try:
+        counted = counter.fit_transform(texts.texts)
+    except ValueError:  # no word is in three texts
+        counted = sparse.csr_matrix((len(texts.texts), 1), dtype=np.int64)
+    return sparse.vstack([sparse.csr_matrix((1, counted.shape[1]), dtype=counted.dtype), counted]).tocsr()
+
+
 def fit_linear(  # noqa: PLR0913 - what is learned from, what chooses, and of which features
     texts: TextTable,
+    words: sparse.csr_matrix | None,
     windows: Compact,
     targets: Scores,
     *,
     held_out: Compact,
     quality: Callable[[Scores], float],
-    words: bool = True,
     counts: bool = True,
 ) -> Callable[[Compact], Scores]:
     """Fit one logistic regression a label, and return windows → scores (windows, labels).
 
-    `windows`, `targets` (windows, labels): one window a user. `C` is the one whose scores of `held_out` have the
-    highest `quality`, the stiffest of equals.
+    `words`: of `count_words`; None leaves them out. `windows`, `targets` (windows, labels): one window a user. `C` is
+    the one whose scores of `held_out` have the highest `quality`, the stiffest of equals.
     """
-    features = _Features(texts, windows, words=words, counts=counts)
+    features = _Features(texts, words, windows, counts=counts)
     inputs, asked = features.of(windows), features.of(held_out)
     tried = [one_a_label(inputs, targets, strength) for strength in _C]
     best = max(tried, key=lambda says: quality(says(asked)))
     return lambda others: best(features.of(others))
 
 
+def misleading(
+    texts: TextTable, words: sparse.csr_matrix, windows: Compact, targets: Scores, platforms: int
+) -> list[int]:
+    """Return the platforms, by index from 1, without which a regression tells better what people do, beyond chance.
+
+    `windows`, `targets` (windows, labels): one window a user. Each half of the users is asked about by a regression
+    that learned from the other half.
+    """
+
+    def losses(seen: Compact) -> NDArray[np.float64]:
+        found = np.empty(len(targets))
+        for part in range(2):
+            learned, asked = np.arange(1 - part, len(targets), 2), np.arange(part, len(targets), 2)
+            features = _Features(texts, words, seen.take(learned))
+            says = one_a_label(features.of(seen.take(learned)), targets[learned], _LOOSE)
+            found[asked] = log_losses(says(features.of(seen.take(asked))), targets[asked])
+        return found
+
+    every = range(1, platforms + 1)
+    if len(every) < 2:  # noqa: PLR2004 - without the only one there is nothing to learn from
+        return []
+    whole = losses(windows)
+    gains = {one: whole - losses(windows.seeing(np.array([two for two in every if two != one]))) for one in every}
+    return [one for one, gain in gains.items() if ttest_1samp(gain, 0, alternative="greater").pvalue < _CHANCE]
+
+
+def log_losses(scores: Scores, targets: Scores) -> NDArray[np.float64]:
+    """Return the mean cross-entropy over the labels of each window (windows,)."""
+    sure = np.clip(scores, _SURE, 1 - _SURE).astype(np.float64)
+    return np.asarray(-(targets * np.log(sure) + (1 - targets) * np.log1p(-sure)).mean(axis=1), np.float64)
+
+
 class _Features:
     """Words and label counts of windows as one sparse matrix."""
 
-    def __init__(self, texts: TextTable, windows: Compact, *, words: bool, counts: bool) -> None:
-        self._texts, self._counts = texts, counts
-        self._words: sparse.csr_matrix | None = None
-        if words:
-            counter = CountVectorizer(min_df=3, stop_words="english", ngram_range=(1, 1))
-            try:
-                counted = counter.fit_transform(texts.texts)
-            except ValueError:  # no word is in three texts
-                counted = sparse.csr_matrix((len(texts.texts), 1), dtype=np.int64)
-            empty = sparse.csr_matrix((1, counted.shape[1]), dtype=counted.dtype)
-            self._words = sparse.vstack([empty, counted]).tocsr()
+    def __init__(
+        self, texts: TextTable, words: sparse.csr_matrix | None, windows: Compact, *, counts: bool = True
+    ) -> None:
+        self._texts, self._words, self._counts = texts, words, counts
+        if words is not None:
             self._idf = TfidfTransformer(sublinear_tf=True).fit(self._bag(windows))
 
     def _bag(self, windows: Compact) -> sparse.csr_matrix:

@@ -14,7 +14,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.preprocessing import normalize
 
 from trainer.data.examples import last_of_each
-from trainer.fitting.linear import counted, event_matrix, fit_linear, own_labels
+from trainer.fitting.linear import count_words, counted, event_matrix, fit_linear, own_labels
 from trainer.measuring.measures import ndcg
 
 if TYPE_CHECKING:
@@ -177,11 +177,11 @@ class Linear:
         last = train.take(last_of_each(train.user))
         says = fit_linear(
             study.texts,
+            count_words(study.texts) if self.words else None,
             last.inputs,
             last.targets,
             held_out=tune.inputs,
             quality=lambda scores: float(ndcg(scores, tune.targets).mean()),
-            words=self.words,
             counts=self.counts,
         )
         return Scorer(lambda cuts: says(cuts.inputs))

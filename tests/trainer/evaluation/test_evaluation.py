@@ -23,10 +23,10 @@ from trainer.evaluation.ranking import OURS, Figures, Ranking
 from trainer.evaluation.report import markdown, write_report
 from trainer.evaluation.split import SplitMethod
 from trainer.evaluation.subject import read_planted, read_subject
+from trainer.evaluation.transfer import try_guarded
 from trainer.measuring.baselines import LINEAR, LINEAR_COUNTS, LINEAR_TEXT, POPULARITY, Linear, Popularity, Scorer
 from trainer.measuring.groups import COLD, NOTHING_YET, WARM, by_knowledge, by_length
 from trainer.measuring.measures import Counts, Interval, ndcg
-from trainer.measuring.methods import try_method
 from xplat_stream.errors import DataError, InvalidScores, XplatError
 from xplat_stream.event import Event, Millis, UserId
 
@@ -64,7 +64,7 @@ def test_it_finds_what_was_put_into_the_log(findings: Findings) -> None:
 
 def test_its_figures_are_those_of_the_measures(findings: Findings) -> None:
     """The line of a method is what the measures say of the method tried by itself."""
-    trial = try_method(study(), Linear(), views=(EVERYTHING,), folds=range(FOLDS))[EVERYTHING]
+    trial = try_guarded(study(), Linear(), {EVERYTHING: lambda cuts: cuts}, folds=range(FOLDS)).trials[EVERYTHING]
     line = findings.method(LINEAR)
     assert line.ndcg10.value == pytest.approx(ndcg(trial.scores, study().test.targets).mean())
     assert line.micro_f1.value == pytest.approx(Counts.of(trial.chosen(), study().test.targets).micro_f1())

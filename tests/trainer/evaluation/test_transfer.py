@@ -89,6 +89,14 @@ def test_a_planted_harmful_platform_is_held_off(noisy: Study) -> None:
     assert guarded > 0.99 * without
 
 
+def test_harm_that_a_fitted_model_does_not_show_is_found_by_learning_without(noisy: Study) -> None:
+    """Hiding events from popularity changes nothing; a regression on words learns more without the planted platform."""
+    found = try_guarded(noisy, Popularity(), ALL, folds=range(FOLDS))
+    planted = noisy.platforms.index(PLANTED)
+    assert not found.harms[planted].harmful
+    assert set(found.muted.values()) == {frozenset({planted})}
+
+
 def test_a_useful_source_is_left_alone() -> None:
     """Videos that tell interests are never muted, nor is the target itself ever asked about."""
     found = try_guarded(study(), Linear(), ALL, folds=range(FOLDS))
