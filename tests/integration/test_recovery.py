@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from confluent_kafka import ConsumerGroupState
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from tests.integration.conftest import Worker, assert_exact, made_events, publish, records, with_worker
 from xplat_stream.errors import EXIT_OPERATOR, EXIT_STATE
@@ -81,6 +83,29 @@ def test_damage_seen_while_taking_over_costs_no_restart(
     marks = [one for one in records(stopped, changelog_topic(stopped.worker.app)) if one.key() == BARRIER_KEY]
     assert [one.partition() for one in marks] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert [one.offset() for one in marks[::2]] == [0, 0, 0, 0]
+
+
+def test_a_compacted_changelog_gives_everything_back(
+    group: Settings, start_worker: Callable[..., Worker], request: pytest.FixtureRequest
+) -> None:
+    """Kafka drops the older records of a user; an empty folder filled from what is left has every window."""
+    changelog = changelog_topic(group.worker.app)
+    eagerly = {"segment.ms": "100", "min.cleanable.dirty.ratio": "0.01"}
+    changes = [ConfigEntry(*one, incremental_operation=AlterConfigOpType.SET) for one in eagerly.items()]
+    client = admin(group)  # held until the future is done
+    resource = ConfigResource(ConfigResource.Type.TOPIC, changelog, incremental_configs=changes)
+    client.incremental_alter_configs([resource])[resource].result()
+    worker, written = start_worker(group).ready(), 0
+    for seed in (303, 304, 305):
+        publish(group, made_events(PEOPLE, 2, seed=seed, name=request.node.name))
+        assert_exact(group)
+        written = len(records(group, changelog))
+    assert wait_for(lambda: len(records(group, changelog)) <= written - PEOPLE, timeout_s=60), "nothing was compacted"
+    worker.end(signal.SIGKILL)
+    shutil.rmtree(group.worker.datadir)
+    start_worker(group).ready()
+    more(group, request.node.name)
+    assert assert_exact(group).users >= PEOPLE
 
 
 def test_flipped_bits_are_found_when_read(

@@ -31,6 +31,10 @@ CHANGELOG_DELETE_RETENTION_DAYS: Final = 7
 """How long the changelog keeps a tombstone that compaction could remove: a worker that was away for half of it starts
 from an empty store, because what was erased meanwhile could live on in its old one."""
 
+CHANGELOG_SEGMENT_BYTES: Final = 64 * 1024 * 1024
+"""Kafka compacts closed segments only, and whoever takes a partition over reads the open one as it is: of 1 GiB, which
+is Kafka's default, half a million records of full windows, however few users they are of."""
+
 ANSWER_S: Final = 10.0
 _POLL_S: Final = 0.05
 BEHAVIOR_MAX_BYTES: Final = 2 * 1024 * 1024
@@ -80,7 +84,11 @@ def topic_specs(settings: Settings, platforms: Iterable[str] | None = None) -> l
         "max.message.bytes": str(BEHAVIOR_MAX_BYTES),
     }
     compacted = {"cleanup.policy": "compact"}
-    changelog = {**compacted, "delete.retention.ms": str(CHANGELOG_DELETE_RETENTION_DAYS * _DAY_MS)}
+    changelog = {
+        **compacted,
+        "delete.retention.ms": str(CHANGELOG_DELETE_RETENTION_DAYS * _DAY_MS),
+        "segment.bytes": str(CHANGELOG_SEGMENT_BYTES),
+    }
     return [
         *(TopicSpec(behavior_topic(platform), True, kept) for platform in platforms or settings.platforms),
         TopicSpec(REKEYED, keyed_by_user=True, config=kept),

@@ -68,6 +68,12 @@ def test_the_topics_of_the_design() -> None:
     }
 
 
+def test_a_changelog_is_compacted_in_small_pieces() -> None:
+    """The open segment is never compacted and read whole by whoever takes over: 64 MiB of it at the most, not 1 GiB."""
+    (changelog,) = [spec for spec in topic_specs(Settings()) if spec.name == "xplat-state-changelog"]
+    assert changelog.config["segment.bytes"] == "67108864"
+
+
 def test_settings_reach_the_topics() -> None:
     """Retention, app name and platforms are the configured ones."""
     settings = msgspec.convert({"kafka": {"retention_days": 2}, "worker": {"app": "mine"}}, Settings)
