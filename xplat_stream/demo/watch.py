@@ -51,7 +51,7 @@ class ProfileWatch(threading.Thread):
                 while not self._ending.is_set():
                     for change in consumer.changes(idle_s=0.4):
                         if change.record is not None:
-                            self._take(
+                            self.take(
                                 change.user_id,
                                 change.record.data,
                                 change.record.time.timestamp(),
@@ -60,9 +60,10 @@ class ProfileWatch(threading.Thread):
         except Exception as error:  # noqa: BLE001 - told by the main thread
             self.error = error
 
-    def _take(self, user_id: UserId, profile: Profile, published_at: float, latency_ms: int) -> None:
-        now = time.time()
-        if profile.cause != "model":  # scored again without anything new to be late with
+    def take(self, user_id: UserId, profile: Profile, published_at: float, latency_ms: int) -> None:
+        """Count a profile. One that was only scored again has nothing new in it to be late with."""
+        now, before = time.time(), self.last.get(user_id)
+        if profile.cause != "model" and (before is None or before.window != profile.window):
             self.latencies_ms.append((now - published_at) * 1000 + latency_ms)
         self._recent.append(now)
         self.last[user_id] = profile
