@@ -36,6 +36,7 @@ CHANGES: Final[Mapping[str, Mapping[str, Any]]] = {
     "taxonomy parents": {"parents": 0.3},
     "words teacher": {"words_teacher": True},
     "three teachers": {"teachers": 3},
+    "words and three teachers": {"words_teacher": True, "teachers": 3},
     "one member": {"members": 1},
     "no event dropout": {"event_dropout": 0.0},
     "no platform dropout": {"platform_dropout": 0.0},
