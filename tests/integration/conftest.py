@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from tests.tiny_release import WORDS, Published, announce_release, make_published
 from tests.worker_process import ALONE, READY_WITHIN_S, SUPERVISED, XPLAT, Worker, environment, with_worker
@@ -23,7 +24,7 @@ from xplat_stream.event import ACTIONS, Event, Millis, UserId
 from xplat_stream.kafka import EventProducer
 from xplat_stream.kafka.codec import decode_profile
 from xplat_stream.kafka.log import read_span, spans
-from xplat_stream.kafka.topics import PROFILES, QUIET, REKEYED, behavior_topic, create_topics, platforms_on
+from xplat_stream.kafka.topics import PROFILES, QUIET, REKEYED, admin, behavior_topic, create_topics, platforms_on
 from xplat_stream.testing import make_event
 from xplat_stream.verify import Verdict, verify, wait_until_caught_up
 
@@ -102,6 +103,21 @@ def publish(settings: Settings, events: Sequence[Event], **overrides: Any) -> No
     with EventProducer(settings, **overrides) as producer:
         for event in events:
             producer.send(event)
+
+
+def configure(settings: Settings, topic: str, **values: str | None) -> None:
+    """Set, or with None take back, configuration of a topic."""
+    entries = [
+        ConfigEntry(
+            name.replace("_", "."),
+            value or "",
+            incremental_operation=AlterConfigOpType.DELETE if value is None else AlterConfigOpType.SET,
+        )
+        for name, value in values.items()
+    ]
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+    client = admin(settings)  # held until the future is done: librdkafka drops requests with their handle
+    client.incremental_alter_configs([resource])[resource].result()
 
 
 def settled(settings: Settings) -> Verdict:

@@ -9,9 +9,17 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from tests.integration.conftest import assert_exact, behind, made_events, publish, records, settled, with_worker
+from tests.integration.conftest import (
+    assert_exact,
+    behind,
+    configure,
+    made_events,
+    publish,
+    records,
+    settled,
+    with_worker,
+)
 from xplat_stream.errors import EXIT_SOFTWARE, EXIT_STALLED, EXIT_STATE
 from xplat_stream.kafka import EventProducer
 from xplat_stream.kafka.topics import PROFILES, admin, behavior_topic, changelog_topic, create_topics
@@ -25,21 +33,6 @@ if TYPE_CHECKING:
     from xplat_stream.settings import Settings
 
 pytestmark = pytest.mark.integration
-
-
-def configure(settings: Settings, topic: str, **values: str | None) -> None:
-    """Set, or with None take back, configuration of a topic."""
-    entries = [
-        ConfigEntry(
-            name.replace("_", "."),
-            value or "",
-            incremental_operation=AlterConfigOpType.DELETE if value is None else AlterConfigOpType.SET,
-        )
-        for name, value in values.items()
-    ]
-    resource_ = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
-    client = admin(settings)  # held until the future is done: librdkafka drops requests with their handle
-    client.incremental_alter_configs([resource_])[resource_].result()
 
 
 def delete(settings: Settings, topic: str) -> None:

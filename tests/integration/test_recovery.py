@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from confluent_kafka import ConsumerGroupState
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
-from tests.integration.conftest import Worker, assert_exact, made_events, publish, records, with_worker
+from tests.integration.conftest import Worker, assert_exact, configure, made_events, publish, records, with_worker
 from xplat_stream.errors import EXIT_OPERATOR, EXIT_STATE
 from xplat_stream.kafka.topics import admin, changelog_topic, create_topics, partition_counts, topic_facts
 from xplat_stream.local.process import wait_for
@@ -90,11 +89,7 @@ def test_a_compacted_changelog_gives_everything_back(
 ) -> None:
     """Kafka drops the older records of a user; an empty folder filled from what is left has every window."""
     changelog = changelog_topic(group.worker.app)
-    eagerly = {"segment.ms": "100", "min.cleanable.dirty.ratio": "0.01"}
-    changes = [ConfigEntry(*one, incremental_operation=AlterConfigOpType.SET) for one in eagerly.items()]
-    client = admin(group)  # held until the future is done
-    resource = ConfigResource(ConfigResource.Type.TOPIC, changelog, incremental_configs=changes)
-    client.incremental_alter_configs([resource])[resource].result()
+    configure(group, changelog, segment_ms="100", min_cleanable_dirty_ratio="0.01")
     worker, written = start_worker(group).ready(), 0
     for seed in (303, 304, 305):
         publish(group, made_events(PEOPLE, 2, seed=seed, name=request.node.name))
