@@ -135,10 +135,10 @@ class HarmWatch:
             for source in sources(self.study)
         }
         last = parts.train.take(thinned(last_of_each(parts.train.user), _LEARNED_FROM))
-        words, platforms = count_words(self.study.texts), len(self.study.platforms)
-        found = misleading(self.study.texts, words, last.inputs, last.targets, platforms)
+        words, asked = count_words(self.study.texts), [source + 1 for source in gains]
+        found = misleading(self.study.texts, words, last.inputs, last.targets, asked)
         fold = int(self.study.fold[parts.test.user[0]])
-        return _Seen(fold, cuts.user, gains, frozenset(one - 1 for one in found if one - 1 in gains))
+        return _Seen(fold, cuts.user, gains, frozenset(one - 1 for one in found))
 
     def note(self, seen: _Seen) -> None:
         """See `trainer.measuring.methods.Watch`."""

@@ -19,8 +19,8 @@ from torch.nn import functional
 from trainer.data.compact import vector_table
 from trainer.data.examples import thinned
 from trainer.fitting.fit_head import Fitting, LabelledWindows, fit_head, fit_member, score_windows
-from trainer.fitting.linear import count_words, fit_linear, log_losses
-from trainer.networks.losses import prior_logits
+from trainer.fitting.linear import count_words, fit_linear
+from trainer.networks.losses import log_losses, prior_logits
 from trainer.networks.self_training import with_read_labels
 from trainer.networks.words import TokenTable, latent_words
 from trainer.run.schedule import schedule, seeded

@@ -14,10 +14,11 @@ from scipy.stats import ttest_1samp
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 
+from trainer.networks.losses import log_losses
 from xplat_stream.event import ACTION_INDEX, NEGATIVE_ACTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
@@ -31,8 +32,6 @@ _LOOSE: Final = _C[-1]
 """For a look at what hiding a platform does: a stiff regression is better off with fewer words, whatever they say."""
 _CHANCE: Final = 0.0005
 """Of one tail, 99.9 % of both: every platform is asked about, as by the guard of `trainer.evaluation.transfer`."""
-_SURE: Final = 1e-5
-"""No score is taken for surer than this: its loss must stay finite."""
 _RECENCY: Final = 0.85
 _NEGATIVE: Final = [ACTION_INDEX[action] + 1 for action in sorted(NEGATIVE_ACTIONS)]
 
@@ -70,35 +69,30 @@ def fit_linear(  # noqa: PLR0913 - what is learned from, what chooses, and of wh
 
 
 def misleading(
-    texts: TextTable, words: sparse.csr_matrix, windows: Compact, targets: Scores, platforms: int
+    texts: TextTable, words: sparse.csr_matrix, windows: Compact, targets: Scores, asked: Iterable[int]
 ) -> list[int]:
-    """Return the platforms, by index from 1, without which a regression tells better what people do, beyond chance.
+    """Return those of the platforms `asked` about without which a regression tells better what people do.
 
-    `windows`, `targets` (windows, labels): one window a user. Each half of the users is asked about by a regression
-    that learned from the other half.
+    Platforms by index from 1; better beyond chance. `windows`, `targets` (windows, labels): one window a user. Each
+    half of the users is asked about by a regression that learned from the other half.
     """
 
     def losses(seen: Compact) -> NDArray[np.float64]:
         found = np.empty(len(targets))
         for part in range(2):
-            learned, asked = np.arange(1 - part, len(targets), 2), np.arange(part, len(targets), 2)
+            learned, others = np.arange(1 - part, len(targets), 2), np.arange(part, len(targets), 2)
             features = _Features(texts, words, seen.take(learned))
             says = one_a_label(features.of(seen.take(learned)), targets[learned], _LOOSE)
-            found[asked] = log_losses(says(features.of(seen.take(asked))), targets[asked])
+            found[others] = log_losses(says(features.of(seen.take(others))), targets[others])
         return found
 
-    every = range(1, platforms + 1)
-    if len(every) < 2:  # noqa: PLR2004 - without the only one there is nothing to learn from
+    present = np.unique(windows.platform[windows.action > 0])
+    doubted = np.intersect1d(present, list(asked))
+    if not len(doubted) or len(present) < 2:  # noqa: PLR2004 - without the only one there is nothing to learn from
         return []
     whole = losses(windows)
-    gains = {one: whole - losses(windows.seeing(np.array([two for two in every if two != one]))) for one in every}
+    gains = {int(one): whole - losses(windows.seeing(present[present != one])) for one in doubted}
     return [one for one, gain in gains.items() if ttest_1samp(gain, 0, alternative="greater").pvalue < _CHANCE]
-
-
-def log_losses(scores: Scores, targets: Scores) -> NDArray[np.float64]:
-    """Return the mean cross-entropy over the labels of each window (windows,)."""
-    sure = np.clip(scores, _SURE, 1 - _SURE).astype(np.float64)
-    return np.asarray(-(targets * np.log(sure) + (1 - targets) * np.log1p(-sure)).mean(axis=1), np.float64)
 
 
 class _Features:

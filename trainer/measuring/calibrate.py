@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
 
+from trainer.networks.losses import log_losses
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,7 +30,7 @@ STEPS: Final = (AS_IS, TEMPERATURE, ISOTONIC)
 
 _TEMPERATURES: Final = np.geomspace(0.25, 4.0, 97)
 _SURE: Final = 1e-6
-"""No score is taken for surer than this: a log loss must stay finite."""
+"""No score is taken for surer than this: its logit must stay finite."""
 _LEAST_USERS: Final = 8
 """Fewer tuning users than this decide nothing."""
 
@@ -103,8 +105,7 @@ class Isotonic:
 
 def log_loss(scores: Scores, targets: Scores) -> float:
     """Return the mean binary cross-entropy, natural logarithm."""
-    sure = np.clip(scores.astype(np.float64), _SURE, 1 - _SURE)
-    return float(-np.where(targets > 0, np.log(sure), np.log1p(-sure)).mean())
+    return float(log_losses(scores, targets).mean())
 
 
 def fit_step(step: str, scores: Scores, targets: Scores) -> Calibration:

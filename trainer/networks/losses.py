@@ -1,4 +1,4 @@
-"""What a text's vector is trained for."""
+"""What a text's vector is trained for, and how wrong scores are."""
 
 from __future__ import annotations
 
@@ -62,3 +62,9 @@ def prior_logits(frequencies: NDArray[np.floating[Any]]) -> Tensor:
     """Return the logits of label frequencies, kept off zero and one: a label never seen is rare, not impossible."""
     clipped = np.clip(frequencies.astype(np.float32), _PRIOR_FLOOR, 1 - _PRIOR_FLOOR)
     return torch.logit(torch.from_numpy(clipped))
+
+
+def log_losses(scores: NDArray[np.float32], targets: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the mean cross-entropy over the labels of each row (rows,), natural logarithm."""
+    sure = np.clip(scores.astype(np.float64), _LEAST, 1 - _LEAST)
+    return np.asarray(-(targets * np.log(sure) + (1 - targets) * np.log1p(-sure)).mean(axis=1), np.float64)

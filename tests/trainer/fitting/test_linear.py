@@ -14,7 +14,7 @@ def found_in(log, fold):
     """Return the names of the platforms that mislead a regression on the training users of a fold."""
     train = split(log, fold).train
     last = train.take(last_of_each(train.user))
-    found = misleading(log.texts, count_words(log.texts), last.inputs, last.targets, len(log.platforms))
+    found = misleading(log.texts, count_words(log.texts), last.inputs, last.targets, range(1, len(log.platforms) + 1))
     return {log.platforms[one - 1] for one in found}
 
 
@@ -38,13 +38,15 @@ def test_a_handful_of_people_condemns_no_platform(users):
     train = split(study(), 0).train
     last = train.take(last_of_each(train.user)[:users])
     words = count_words(study().texts)
-    assert misleading(study().texts, words, last.inputs, last.targets, len(study().platforms)) == []
+    asked = range(1, len(study().platforms) + 1)
+    assert misleading(study().texts, words, last.inputs, last.targets, asked) == []
 
 
 def test_the_only_platform_is_kept():
     """Without it there would be nothing to learn from."""
     train = split(study(), 0).train
-    shop = train.seeing({study().platforms.index("shop")})
+    position = study().platforms.index("shop")
+    shop = train.seeing({position})
     last = shop.take(last_of_each(shop.user))
     noise = last.targets[np.random.default_rng(0).permutation(len(last))]
-    assert misleading(study().texts, count_words(study().texts), last.inputs, noise, 1) == []
+    assert misleading(study().texts, count_words(study().texts), last.inputs, noise, [position + 1]) == []
