@@ -52,7 +52,7 @@ def history() -> list[Event]:
 
 
 def train_models(root: Path, settings: Settings, report: Callable[[str], None]) -> ModelRepository:
-    """Return the repository in `root` with releases 1 and 2, on one encoder, and fused model 3; trained if absent.
+    """Return the repository in `root` with fused model 3 beside releases 1 and 2, of two encoders; trained if absent.
 
     Raises `DataError`, `ReleaseError`.
     """

@@ -476,15 +476,18 @@ class Pipeline:
         return profiles
 
     async def _bring_vectors(self, store: PartitionStore, states: States, release: Release) -> None:
-        """See that every text of these windows has a vector of the release's encoder in memory."""
+        """See that every text of these windows has a vector of the release's encoder, in memory and in the state."""
+        encoder = release.encoder
         needed = {one for state in states.values() for one in state.window.text_hashes()}
         self._metrics.texts_seen += len(needed)
-        while missing := self._vectors.missing(release.encoder, needed):
-            entries = store.texts(missing)
+        while wanted := store.without_vector(encoder, needed).union(self._vectors.missing(encoder, needed)):
+            entries = store.texts(wanted)
             if not entries:
                 break
             # Looked at again afterwards: while this lane waited, another may have made room in memory.
-            await self._vectors.encode(release, entries)
+            encoded = await self._vectors.encode(release, entries)
+            for text_hash in store.without_vector(encoder, entries.keys()):
+                store.put_text(text_hash, encoded[text_hash])
         self._metrics.texts_encoded = self._vectors.encoded
 
 

@@ -39,7 +39,7 @@ from xplat_stream.state import (
 from xplat_stream.window import BehaviorWindow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, KeysView, Sequence
     from pathlib import Path
 
     from xplat_stream.window import WindowSpec
@@ -141,6 +141,7 @@ class PartitionStore:
         self._users: dict[UserId, UserState] = {}
         self._dirty: dict[bytes, bytes] = {}
         self._known_texts: set[TextHash] = set()
+        self._with_vector: dict[int, set[TextHash]] = {}
         self._unsent_texts: set[TextHash] = set()
         """Texts written here and not yet known to lie in the changelog; kept with them, in case the process dies."""
         self._log_end: int | None = None
@@ -217,17 +218,32 @@ class PartitionStore:
         """Return the texts this partition holds among `hashes`."""
         wanted = list(hashes)
         packed = self._get_many([text_key(text_hash) for text_hash in wanted])
-        return {
+        found = {
             text_hash: self._held_text(value)
             for text_hash, value in zip(wanted, packed, strict=True)
             if value is not None
         }
+        for text_hash in found.keys() - self._doubtful_texts:
+            self._note_vectors(text_hash, found[text_hash])
+        return found
+
+    def without_vector(self, encoder: int, hashes: set[TextHash] | KeysView[TextHash]) -> set[TextHash]:
+        """Return those of the texts that lack a vector of an encoder here, as far as `texts` and `put_text` have seen.
+
+        A vector that only the memory of this process holds is made again by whoever takes the partition over.
+        """
+        return hashes - self._with_vector.get(encoder, set())
+
+    def _note_vectors(self, text_hash: TextHash, entry: TextEntry) -> None:
+        for encoder in entry.vectors:
+            self._with_vector.setdefault(encoder, set()).add(text_hash)
 
     def put_text(self, text_hash: TextHash, entry: TextEntry) -> None:
         """Keep a text, to be made durable by the next `write`."""
         self._known_texts.add(text_hash)
         self._unsent_texts.add(text_hash)
         self._doubtful_texts.discard(text_hash)
+        self._note_vectors(text_hash, entry)
         self._dirty[text_key(text_hash)] = entry.pack()
 
     def reached(self, changelog_end: int) -> None:
@@ -267,8 +283,9 @@ class PartitionStore:
         if len(self._users) > self._cached_users:
             for user_id in list(self._users)[: len(self._users) - self._cached_users * 9 // 10]:
                 del self._users[user_id]
-        if len(self._known_texts) > _KNOWN_TEXTS:
+        if len(self._known_texts) + sum(map(len, self._with_vector.values())) > _KNOWN_TEXTS:
             self._known_texts.clear()  # RocksDB knows them all
+            self._with_vector.clear()
 
     def changelog_position(self) -> int:
         """Return the changelog offset from which on records may be missing here, 0 for a new store."""

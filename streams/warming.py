@@ -5,7 +5,7 @@ users encoded by it, under a rate budget, and write the vectors into the texts' 
 changelog: who takes the release up, or the partition over, encodes nothing again. What was warmed is read off the
 state, as what is left to be re-scored is; so a restart or a rebalance in between needs no bookkeeping.
 
-Without a candidate it is the active release's encoder: vectors that were made in a hurry, in memory only, are kept.
+Without a candidate it is the active release's encoder, for texts of active users who were not scored by it yet.
 """
 
 from __future__ import annotations

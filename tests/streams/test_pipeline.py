@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from streams.store import PartitionStore
 from tests.streams.conftest import PARTITIONS, RECEIVED_MS, Bench, user_on, without
 from xplat_stream.adapters import encode_event
 from xplat_stream.errors import DeliveryError, InvalidScores
@@ -325,6 +326,36 @@ async def test_degraded_users_survive_a_lost_host(bench: Bench) -> None:
     await bench.handle(bench.record(make_event(user_id=USER, object_title="film")))
     assert bench.profiles()[-1].data.status == "fresh"
     assert bench.store.pending(limit=9) == []
+
+
+async def test_who_takes_over_after_a_new_encoder_encodes_nothing_again(bench: Bench) -> None:
+    """The vectors a new encoder makes of texts in windows are in the changelog of every partition that uses them."""
+    partitions = (bench.partition, (bench.partition + 1) % PARTITIONS)
+    stores = {one: PartitionStore(bench.folder / f"lost-{one}", bench.spec, cached_users=10) for one in partitions}
+
+    async def encoded_after(release: int, partition: int, *titles: str) -> int:
+        bench.pipeline.release = make_release(release, encoder=release)
+        for title in titles:
+            event = make_event(user_id=UserId(user_on(partition)), object_title=title)
+            await bench.pipeline.handle(stores[partition], partition, [bench.record(event, partition=partition)])
+        return sum(call.size for call in bench.scorer.calls if call.kind == "encode")
+
+    assert [await encoded_after(1, one, "film", "coffee") for one in partitions] == [2, 2]
+    assert [await encoded_after(2, one, "film") for one in partitions] == [4, 4]
+    for partition in partitions:
+        stores.pop(partition).close()
+        rebuilt = stores[partition] = PartitionStore(bench.folder / f"{partition}", bench.spec, cached_users=10)
+        changelog = [
+            (key, value)
+            for topic, number, records in bench.outbox.sent
+            if (topic, number) == (CHANGELOG, partition)
+            for key, value, _ in records
+        ]
+        rebuilt.restore(changelog, position=len(changelog))
+        bench.pipeline._vectors = TextVectors(bench.scorer)
+        assert await encoded_after(2, partition, "film") == 4
+        assert (bench.profiles()[-1].data.status, bench.profiles()[-1].data.model.release) == ("fresh", 2)
+        rebuilt.close()
 
 
 async def test_one_window_the_model_cannot_score_leaves_the_others_fresh(
