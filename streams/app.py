@@ -50,7 +50,9 @@ def create_app(settings: Settings) -> faust.App:
         app.consumer.stop_flow()
         app.flow_control.suspend()
         await app.consumer.wait_for_stopped_flow()
-        await worker.take_over({tp.partition for tp in app.consumer.assignment()})
+        partitions = {tp.partition for tp in app.consumer.assignment()}
+        app.consumer.hold_back(partitions)
+        await worker.take_over(partitions, started=app.consumer.let_flow)
 
     @app.on_partitions_revoked.connect
     async def let_go(*_: Any, **__: Any) -> None:

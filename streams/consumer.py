@@ -86,6 +86,7 @@ class ChunkConsumer(driver.Consumer):
         self._processed: dict[TP, int] = {}
         self._gaps: dict[TP, tuple[int, int]] = {}
         self._ahead: dict[TP, tuple[int, int]] = {}
+        self._held_back: set[int] = set()
         self._fetched_for = 0
         self._delivering = False
 
@@ -179,6 +180,20 @@ class ChunkConsumer(driver.Consumer):
             return False
         self._read_offset[tp] = expected
         return False
+
+    def hold_back(self, partitions: Iterable[int]) -> None:
+        """Fetch nothing of the partitions with these numbers, whatever is resumed, until `let_flow`."""
+        self._held_back = set(partitions)
+        self.pause_partitions({tp for tp in self.assignment() if tp.partition in self._held_back})
+
+    def let_flow(self, partition: int) -> None:
+        """Fetch what has this number from now on: its state is there."""
+        self._held_back.discard(partition)
+        self.resume_partitions({tp for tp in self.assignment() if tp.partition == partition})
+
+    def resume_partitions(self, tps: Iterable[TP]) -> None:
+        """Resume fetching, but for what is held back: Faust resumes everything when the first state is there."""
+        super().resume_partitions({tp for tp in tps if tp.partition not in self._held_back})
 
     def on_buffer_full(self, tp: TP) -> None:
         """Go on fetching: whoever delivers waits for room, and what comes meanwhile makes the next chunks larger."""

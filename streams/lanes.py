@@ -258,6 +258,7 @@ class Lanes:
         self._over = threading.Event()  # set when the partitions taken over last are to be let go
         self._lanes: dict[int, Lane] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._had: set[int] = set()  # the partitions whose lanes ended last
 
     @property
     def stores(self) -> list[PartitionStore]:
@@ -301,49 +302,70 @@ class Lanes:
         for lane in self._lanes.values():
             lane.close()
             self._pipeline.postponed.forget(lane.partition)
+        self._had = set(self._lanes) or self._had
         self._lanes.clear()
         await self._recovery.finished()
 
-    async def take_over(self, partitions: Iterable[int]) -> None:
+    async def take_over(self, partitions: Iterable[int], started: Callable[[int], None] = lambda _: None) -> None:
         """Open the stores of these partitions, bring each up to the end of its changelog, and start its lane.
 
-        Does nothing more when the partitions are let go meanwhile. Raises what `Recovery.restore` raises.
+        A lane starts, and `started` is told its number, as soon as its own store is there: first those of partitions
+        that this worker had until now, which are where they were. This returns when these run, or the first where
+        there are none; the others follow. Does nothing more when the partitions are let go meanwhile. What
+        `Recovery.restore` raises, `on_failure` is told.
         """
         self._over.set()
         over = self._over = threading.Event()
         await self._end()
         if over.is_set():
             return
-        started = time.monotonic()
-        wanted = sorted(set(partitions))
-        stores = await self._recovery.restore(wanted, over)
-        if over.is_set():
-            return
-        for partition, store in stores.items():
-            self._lanes[partition] = Lane(
-                partition,
-                store,
-                self._pipeline,
-                self._suspects,
-                Migration(
-                    store,
-                    self._budget,
-                    self._settings.release,
-                    waits=partial(self._pipeline.postponed.waits, partition),
-                ),
-                Warming(store, self._warmer, self._warm_budget, self._settings.release),
-                settings=self._settings.worker,
-            )
-        for lane in self._lanes.values():
-            task = asyncio.create_task(lane.run(), name=f"lane-{lane.partition}")
+        wanted = set(partitions)
+        kept = wanted & self._had
+        enough = asyncio.Event()
+        order = [*sorted(kept), *sorted(wanted - kept)]
+        starting = asyncio.create_task(self._start(order, max(1, len(kept)), enough, over, started))
+        starting.add_done_callback(self._on_done)
+        starting.add_done_callback(lambda _: enough.set())
+        self._tasks.append(starting)
+        await enough.wait()
+
+    async def _start(
+        self,
+        order: list[int],
+        first: int,
+        enough: asyncio.Event,
+        over: threading.Event,
+        started: Callable[[int], None],
+    ) -> None:
+        began = time.monotonic()
+        async for partition, store in self._recovery.restore(order, over):
+            lane = self._lanes[partition] = self._lane(partition, store)
+            task = asyncio.create_task(lane.run(), name=f"lane-{partition}")
             task.add_done_callback(self._on_done)
             self._tasks.append(task)
-        self._metrics.partitions = wanted
-        log.info(
-            "owns partitions %s, %d changelog records restored in %.2f s",
-            wanted,
-            self._metrics.restored,
-            time.monotonic() - started,
+            self._metrics.partitions = sorted(self._lanes)
+            started(partition)
+            if len(self._lanes) == first:
+                enough.set()
+        if not over.is_set():
+            self._metrics.partitions = sorted(self._lanes)
+            log.info(
+                "owns partitions %s, %d changelog records restored in %.2f s",
+                sorted(self._lanes),
+                self._metrics.restored,
+                time.monotonic() - began,
+            )
+
+    def _lane(self, partition: int, store: PartitionStore) -> Lane:
+        waits = partial(self._pipeline.postponed.waits, partition)
+        return Lane(
+            partition,
+            store,
+            self._pipeline,
+            self._suspects,
+            Migration(store, self._budget, self._settings.release, waits=waits),
+            Warming(store, self._warmer, self._warm_budget, self._settings.release),
+            settings=self._settings.worker,
         )
 
     def _on_done(self, task: asyncio.Task[None]) -> None:

@@ -8,8 +8,8 @@ A folder is only built upon when it is this partition's: the same app, changelog
 partition count, not ahead of that changelog, and written so lately that no tombstone can have been missed. Any other is
 set aside and rebuilt; foreign state is never merged.
 
-Partitions are restored one after the other in one thread: Python, not the disk, sets the pace, so that side by side
-they would take as long and hold several fetch buffers.
+Partitions are restored one after the other: Python, not the disk, sets the pace, so that side by side they would take
+as long and hold several fetch buffers. Each is handed over when it is there; nobody else's users wait for the rest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from xplat_stream.window import WindowSpec
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Iterable
 
     from streams.outbox import Outbox
     from xplat_stream.kafka.log import Span
@@ -83,50 +83,54 @@ class Recovery:
         self._spec = WindowSpec(settings.window.per_platform, settings.window.horizon)
         self._memory = StoreMemory(settings.worker.rocksdb_mb)
         self._cached_users = settings.worker.cached_users
-        self._running: asyncio.Future[dict[int, PartitionStore]] | None = None
+        self._running: asyncio.Future[PartitionStore] | None = None
 
-    async def restore(self, partitions: Iterable[int], over: threading.Event) -> dict[int, PartitionStore]:
-        """Return the stores of these partitions, each at the end of its changelog.
+    async def restore(
+        self, partitions: Iterable[int], over: threading.Event
+    ) -> AsyncIterator[tuple[int, PartitionStore]]:
+        """Yield partitions with their stores, in this order, each at the end of its changelog.
 
-        Nothing is returned, and nothing stays open, when `over` is set meanwhile: the partitions were taken away.
-        Raises `DeliveryError` when a barrier is not acknowledged, `StateError` for a folder that cannot be used or a
-        changelog that cannot be read, `DamagedState` when the disk fails, `KafkaUnavailable`.
+        Nothing more is yielded, and nothing else stays open, when `over` is set meanwhile: the partitions were taken
+        away. Raises `DeliveryError` when a barrier is not acknowledged, `StateError` for a folder that cannot be used
+        or a changelog that cannot be read, `DamagedState` when the disk fails, `KafkaUnavailable`.
         """
-        wanted = sorted(set(partitions))
+        wanted = list(partitions)
         if not wanted:
-            return {}
+            return
         facts, changelogs = await asyncio.to_thread(self._found, wanted)
         ends = await self._barriers(wanted)
-        if over.is_set():
-            return {}
-        changelogs = [changelog._replace(end=ends[changelog.partition]) for changelog in changelogs]
         self._cached_users = max(1, self._settings.worker.cached_users // len(wanted))
-        running = self._running = asyncio.ensure_future(asyncio.to_thread(self._restored_all, changelogs, facts, over))
-        stores = await asyncio.shield(running)
-        if self._running is not running:
-            return {}  # `finished` waits for the same thread and closes what it opened
-        self._running = None
-        if over.is_set():
-            _close(stores)
-            return {}
-        return stores
+        for partition in wanted:
+            if over.is_set():
+                return
+            changelog = changelogs[partition]._replace(end=ends[partition])
+            work = asyncio.to_thread(self._restored, changelog, facts, over)
+            running = self._running = asyncio.ensure_future(work)
+            store = await asyncio.shield(running)
+            if self._running is not running:
+                return  # `finished` waits for the same thread and closes what it opened
+            self._running = None
+            if over.is_set():
+                store.close()
+                return
+            yield partition, store
 
     async def finished(self) -> None:
         """Wait until no restore is under way, and close what one opened for nobody. First set its `over`."""
         running, self._running = self._running, None
         if running is not None:
             with contextlib.suppress(Exception):  # told by `restore`
-                _close(await running)
+                (await running).close()
 
-    def _found(self, partitions: list[int]) -> tuple[TopicFacts, list[Span]]:
-        """Return what the broker says of the changelog and of these partitions of it.
+    def _found(self, partitions: list[int]) -> tuple[TopicFacts, dict[int, Span]]:
+        """Return what the broker says of the changelog, and these partitions of it by number.
 
         Raises `StateError` where one is empty although the group has committed offsets: a barrier is written before
         anything is committed, so what those offsets led to is lost, and nothing would read it again.
         """
         facts = topic_facts(self._settings, self._topic)
-        changelogs = [one for one in spans(self._settings, [self._topic]) if one.partition in partitions]
-        empty = {one.partition for one in changelogs if one.end == 0}
+        changelogs = {one.partition: one for one in spans(self._settings, [self._topic]) if one.partition in partitions}
+        empty = {partition for partition, one in changelogs.items() if one.end == 0}
         for one in committed(self._settings) if empty else []:
             if one.partition in empty and one.offset > 0:
                 raise StateError(
@@ -146,19 +150,6 @@ class Recovery:
         except KafkaError as error:
             message = f"the end of {self._topic} cannot be marked: {error}"
             raise DeliveryError(message, left=len(partitions)) from error
-
-    def _restored_all(
-        self, changelogs: list[Span], facts: TopicFacts, over: threading.Event
-    ) -> dict[int, PartitionStore]:
-        stores: dict[int, PartitionStore] = {}
-        try:
-            for changelog in changelogs:
-                if not over.is_set():
-                    stores[changelog.partition] = self._restored(changelog, facts, over)
-        except BaseException:
-            _close(stores)
-            raise
-        return stores
 
     def _restored(self, changelog: Span, facts: TopicFacts, over: threading.Event) -> PartitionStore:
         try:
@@ -237,11 +228,6 @@ class Recovery:
 
     def _folder(self, partition: int) -> Path:
         return Path(self._settings.worker.datadir) / f"partition-{partition}"
-
-
-def _close(stores: dict[int, PartitionStore]) -> None:
-    for store in stores.values():
-        store.close()
 
 
 def _unreadable(span: Span, error: ValueError) -> StateError:

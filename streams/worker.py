@@ -34,7 +34,7 @@ from xplat_stream.serving.texts import TextVectors
 from xplat_stream.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from xplat_stream.settings import Settings
 
@@ -90,13 +90,13 @@ class Worker:
         except XplatError as error:
             stop_worker(error)
 
-    async def take_over(self, partitions: Iterable[int]) -> None:
-        """Bring the state of these partitions up to date and start their lanes, or stop."""
+    async def take_over(self, partitions: Iterable[int], started: Callable[[int], None]) -> None:
+        """Bring the state of these partitions up to date and start their lanes, or stop. See `Lanes.take_over`."""
         try:
             lanes = self._lanes or await self._open()
             if self._shadow is not None:
                 self._shadow.begin()
-            await lanes.take_over(partitions)
+            await lanes.take_over(partitions, started)
             self.behind = False
         except Exception as error:  # noqa: BLE001 - whatever it is, this worker has no state to work on
             stop_worker(error)

@@ -349,3 +349,22 @@ async def test_a_full_queue_takes_no_partition_out_of_the_fetch(consumer: ChunkC
     consumer.resume_partitions({SHOP})
     consumer.on_buffer_full(SHOP)
     assert SHOP in consumer._get_active_partitions()
+
+
+async def test_what_is_held_back_is_fetched_once_its_state_is_there(
+    consumer: ChunkConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faust resumes everything after a rebalance; a partition whose store is not restored yet stays out."""
+    assigned = {TP(topic, number) for topic in ("behavior.shop.v1", "behavior.video.v1") for number in range(3)}
+    monkeypatch.setattr(consumer, "assignment", lambda: assigned)
+    consumer.resume_partitions(assigned)
+    consumer.hold_back({0, 1, 2})
+    assert consumer._get_active_partitions() == set()
+    consumer.let_flow(1)
+    consumer.resume_partitions(assigned)
+    assert {tp.partition for tp in consumer._get_active_partitions()} == {1}
+    consumer.let_flow(0)
+    assert consumer._get_active_partitions() == {tp for tp in assigned if tp.partition < 2}
+    consumer.hold_back({2})
+    consumer.resume_partitions(assigned)
+    assert {tp.partition for tp in consumer._get_active_partitions()} == {0, 1}

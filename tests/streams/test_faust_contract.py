@@ -70,6 +70,14 @@ CONTRACT: dict[str, tuple[str, str]] = {
         "db59630f25b5819b092c90649e1046cbea184e91a0aff59368e7747665536dd5",
         "it has to clear suspend_flow",
     ),
+    "faust.transport.consumer:Consumer.pause_partitions": (
+        "27a1c94bdacd54de06593ec4eb040b32e9e7c9534e9af041f6ed66723df5f922",
+        "ChunkConsumer.hold_back: what is paused has to leave the active partitions",
+    ),
+    "faust.transport.consumer:Consumer.resume_partitions": (
+        "afe6b7c02a41d63cd46d47a03f09b547c85289c108de21d682970057d1015c3b",
+        "overridden: nothing else may resume what is held back",
+    ),
     "faust.transport.consumer:Consumer.on_buffer_full": (
         "c8961679e0bcdce5c23b07143d687ec8814492012e176332552e81b8feb7862c",
         "overridden to do nothing: all it may do is to leave a partition out of the fetch",

@@ -18,7 +18,7 @@ from streams.recovery import Recovery
 from streams.store import PartitionStore
 from streams.suspects import Suspects
 from streams.warming import Warmer
-from xplat_stream.errors import DeliveryError
+from xplat_stream.errors import DeliveryError, StateError
 from xplat_stream.event import UserId
 from xplat_stream.metrics import Metrics
 from xplat_stream.serving.texts import TextVectors
@@ -251,6 +251,7 @@ async def test_partitions_do_not_wait_for_each_other(owned: Callable[..., Lanes]
     pipeline = Slow()
     lanes = owned(pipeline)
     await lanes.take_over([0, 1])
+    await until(lambda: len(lanes.stores) == 2)
     stuck, free = FakeEvent(1), FakeEvent(2, partition=1)
     await lanes.put(stuck)
     await pipeline.entered.wait()
@@ -433,8 +434,50 @@ async def test_the_last_take_over_counts(owned: Callable[..., Lanes], changelog:
     await asyncio.sleep(0)
     may_go_on.set()
     await asyncio.wait_for(asyncio.gather(first, second), PATIENCE_S)
+    await until(lambda: len(lanes.stores) == 2)
     assert [store.path.name for store in lanes.stores] == ["partition-1", "partition-2"]
     assert lanes._metrics.partitions == [1, 2]
+    await lanes.let_go()
+
+
+async def test_who_is_restored_does_not_wait_for_the_rest(
+    owned: Callable[..., Lanes], changelog: FakeChangelog, settings: Settings
+) -> None:
+    """What a worker goes on with comes first and takes chunks at once; so does what follows, one after the other."""
+    lanes, began = owned(FakePipeline()), list[int]()
+    await lanes.take_over([2])
+    await lanes.let_go()
+    changelog.reads.clear()
+    turns = [threading.Event() for _ in range(3)]
+    reads = iter(turns)
+
+    def wait() -> None:
+        assert next(reads).wait(PATIENCE_S)
+
+    changelog.before_batch = wait
+    turns[0].set()
+    await asyncio.wait_for(lanes.take_over([0, 1, 2], began.append), PATIENCE_S)
+    for number, partition in enumerate([2, 0, 1]):
+        turns[number].set()
+        await until(lambda partition=partition: partition in began)
+        assert [span.partition for span in changelog.reads][: number + 1] == began == [2, 0, 1][: number + 1]
+        assert lanes._metrics.partitions == sorted(began)
+        event = FakeEvent(number, partition=partition)
+        await lanes.put(event)
+        await until(lambda event=event: event.acked)
+    await lanes.let_go()
+
+
+async def test_a_state_that_cannot_be_restored_later_stops_the_worker(
+    owned: Callable[..., Lanes], changelog: FakeChangelog
+) -> None:
+    """Also when others run already: nobody goes on without it."""
+    failures: list[BaseException] = []
+    lanes = owned(FakePipeline(), failures)
+    changelog.records[1] = [(b"?", b"of another version")]
+    await asyncio.wait_for(lanes.take_over([0, 1]), PATIENCE_S)
+    await until(lambda: bool(failures))
+    assert isinstance(failures[0], StateError)
     await lanes.let_go()
 
 

@@ -43,8 +43,10 @@ def folder(settings: Settings) -> Path:
 
 async def restored(settings: Settings, changelog: FakeChangelog, partition: int = 0) -> PartitionStore:
     """Take one partition over, as a worker that just started."""
-    stores = await Recovery(settings, changelog, Metrics()).restore([partition], threading.Event())
-    return stores[partition]
+    recovery = Recovery(settings, changelog, Metrics())
+    ((number, store),) = [pair async for pair in recovery.restore([partition], threading.Event())]
+    assert number == partition
+    return store
 
 
 def aside(folder: Path) -> list[str]:
@@ -278,14 +280,14 @@ async def test_progress_is_told_now_and_then(
 async def test_a_restore_that_is_over_keeps_what_it_did(
     settings: Settings, changelog: FakeChangelog, folder: Path
 ) -> None:
-    """Interrupted between two batches, it returns nothing and closes; the next one goes on from there."""
+    """Interrupted between two batches, it yields nothing and closes; the next one goes on from there."""
     changelog.batch = 1
     changelog.records[0] = [(user_key(UserId(f"u{number}")), state(number).pack()) for number in range(5)]
     over = threading.Event()
     batches = iter(range(100))
     changelog.before_batch = lambda: over.set() if next(batches) == 1 else None
     recovery = Recovery(settings, changelog, Metrics())
-    assert await recovery.restore([0, 1], over) == {}
+    assert [pair async for pair in recovery.restore([0, 1], over)] == []
     store = await restored(settings, changelog)
     assert [span.start for span in changelog.reads] == [0, 2]
     assert all(store.user(UserId(f"u{number}")) == state(number) for number in range(5))
