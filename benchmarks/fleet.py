@@ -134,6 +134,12 @@ class Fleet:
         """Return what each running worker has counted."""
         return [read_metrics(self._folder(number)) for number in self._workers]
 
+    def owners(self) -> dict[int, int]:
+        """Return partition → number of the worker that has it."""
+        return {
+            partition: number for number in self._workers for partition in read_metrics(self._folder(number)).partitions
+        }
+
     @property
     def owns_all(self) -> bool:
         """Whether every worker has partitions, and all together have each of them once."""

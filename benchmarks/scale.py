@@ -32,6 +32,15 @@ _USERS: Final = 5000
 _STEADY_S: Final = 3.0
 
 
+class Gaps(msgspec.Struct, frozen=True):
+    """Longest time in which a partition published nothing, in milliseconds."""
+
+    kept_ms: int
+    """Of the partitions that stayed with their worker."""
+    moved_ms: int
+    """Of those that another worker took over."""
+
+
 class Scaled(msgspec.Struct, frozen=True):
     """One number of workers over one number of partitions."""
 
@@ -45,10 +54,10 @@ class Scaled(msgspec.Struct, frozen=True):
     """The busiest worker's share of the events over the fair share: 1 is even."""
     steady_gap_ms: int
     """Longest time in which a partition published nothing under the steady load, while nothing changed."""
-    killed_gap_ms: int | None
-    """The same while a worker was killed and the others took over; None for one worker."""
-    joined_gap_ms: int | None
-    """The same while a worker joined."""
+    killed: Gaps | None
+    """While a worker was killed and the others took over; None for one worker."""
+    joined: Gaps | None
+    """While a worker joined."""
 
 
 class ScaleResult(msgspec.Struct, frozen=True):
@@ -75,14 +84,16 @@ def bench_scale(
 
 def table(rows: Sequence[Scaled]) -> str:
     """Return a Markdown table."""
-    head = "| partitions | workers | CPU us/event | events/s | busiest | longest gap, ms: steady | killed | joined |"
-    return "\n".join([head, "|" + "---:|" * 8, *map(_line, rows)])
+    gaps = "longest gap, ms: steady | killed: kept | moved | joined: kept | moved"
+    head = f"| partitions | workers | CPU us/event | events/s | busiest | {gaps} |"
+    return "\n".join([head, "|" + "---:|" * 10, *map(_line, rows)])
 
 
 def _line(row: Scaled) -> str:
-    gaps = (row.steady_gap_ms, row.killed_gap_ms, row.joined_gap_ms)
+    gaps = [row.steady_gap_ms]
+    gaps += [ms for one in (row.killed, row.joined) if one is not None for ms in (one.kept_ms, one.moved_ms)]
     measured = (f"{row.cpu_us:.1f}", f"{row.events_per_s:,.0f}", f"{row.fairness:.2f} x")
-    cells = (row.partitions, row.workers, *measured, *("" if gap is None else f"{gap:,}" for gap in gaps))
+    cells = (row.partitions, row.workers, *measured, *(f"{gap:,}" for gap in gaps), *[""] * (5 - len(gaps)))
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -99,25 +110,29 @@ def _measured(settings: Settings, home: Path, *, workers: int, events: int, rate
         fleet.until(lambda: fleet.total("events") >= events, "the events are read")
         took_s, used = time.monotonic() - began, fleet.counts().since(before)
         busiest = max(one.events for one in fleet.metrics())
-        gaps = {}
+        gaps: dict[str, Gaps] = {}
         for name, change in _changes(fleet, workers).items():
-            since = ends(settings)
+            since, before_change = ends(settings), fleet.owners()
             with load(settings, traffic, rate):
                 time.sleep(_STEADY_S)
                 change()
                 fleet.until(lambda: fleet.owns_all, f"every partition is owned: {name}")
                 time.sleep(_STEADY_S)
             caught_up(settings)
-            gaps[name] = longest_gap(_times(settings, since, ends(settings)))
+            kept = {one for one, owner in fleet.owners().items() if before_change.get(one) == owner}
+            times = dict(_times(settings, since, ends(settings)))
+            gaps[name] = Gaps(
+                longest_gap(times[one] for one in kept), longest_gap(times[one] for one in times.keys() - kept)
+            )
         return Scaled(
             workers=workers,
             partitions=settings.kafka.partitions,
             cpu_us=round(used.cpu_s["worker"] / events * 1e6, 2),
             events_per_s=round(events / took_s),
             fairness=round(busiest * workers / events, 3),
-            steady_gap_ms=gaps["steady"],
-            killed_gap_ms=gaps.get("killed"),
-            joined_gap_ms=gaps.get("joined"),
+            steady_gap_ms=gaps["steady"].kept_ms,
+            killed=gaps.get("killed"),
+            joined=gaps.get("joined"),
         )
     finally:
         fleet.stop()
@@ -129,12 +144,12 @@ def _changes(fleet: Fleet, workers: int) -> dict[str, Callable[[], None]]:
     return alone if workers == 1 else alone | {"killed": lambda: fleet.kill(0), "joined": lambda: fleet.start(workers)}
 
 
-def _times(settings: Settings, since: Ends, until: Ends) -> Iterator[list[int]]:
-    """Yield when the profiles of each partition were appended in between, in milliseconds by the broker's clock."""
+def _times(settings: Settings, since: Ends, until: Ends) -> Iterator[tuple[int, list[int]]]:
+    """Yield partitions with when their profiles were appended in between, in milliseconds by the broker's clock."""
     for (topic, partition), end in until.items():
         if topic == PROFILES:
             span = Span(topic, partition, since[topic, partition], end)
-            yield [message.timestamp()[1] for messages in read_span(settings, span) for message in messages]
+            yield partition, [message.timestamp()[1] for messages in read_span(settings, span) for message in messages]
 
 
 def longest_gap(partitions: Iterable[Sequence[int]]) -> int:
