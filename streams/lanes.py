@@ -301,7 +301,6 @@ class Lanes:
         await asyncio.gather(*tasks, return_exceptions=True)
         for lane in self._lanes.values():
             lane.close()
-            self._pipeline.postponed.forget(lane.partition)
         self._had = set(self._lanes) or self._had
         self._lanes.clear()
         await self._recovery.finished()
@@ -320,6 +319,7 @@ class Lanes:
         if over.is_set():
             return
         wanted = set(partitions)
+        self._pipeline.postponed.keep(wanted)
         kept = wanted & self._had
         enough = asyncio.Event()
         order = [*sorted(kept), *sorted(wanted - kept)]

@@ -1,9 +1,9 @@
 """Users whose scoring can wait, because the new events cannot move what is published beyond the tolerance.
 
 A user who waits has a new profile already, with the new window and the scores of an earlier one, marked ``stale``; and
-is marked pending in the state, so that a restart, a rebalance or a lost host scores them at once: what is known here is
-in memory alone. Everybody is scored before the staleness limit, by time and by number of events, whatever is expected;
-whoever is expected to change most goes first.
+is marked pending in the state, so that a restart, another owner or a lost host scores them at once: what is known here
+is in memory alone. Everybody is scored before the staleness limit, by time and by number of events, whatever is
+expected; whoever is expected to change most goes first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from xplat_stream.serving.sensitivity import Additions, Estimator, leads, logits
 from xplat_stream.window import event_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -124,9 +124,10 @@ class Postponed:
             del waiting[user_id]
         return users
 
-    def forget(self, partition: int) -> None:
-        """Forget who waits: the partition is another worker's, or is opened anew."""
-        self._waiting.pop(partition, None)
+    def keep(self, partitions: Collection[int]) -> None:
+        """Forget who waits in any other partition: it is another worker's now."""
+        for partition in self._waiting.keys() - set(partitions):
+            del self._waiting[partition]
 
     def choose(
         self,

@@ -547,6 +547,29 @@ async def test_who_waits_is_scored_when_the_limit_comes_and_not_before(owned: Ca
     await lanes.let_go()
 
 
+async def test_a_rebalance_has_nobody_scored_whose_worker_stays(owned: Callable[..., Lanes]) -> None:
+    """They go on waiting for their limit; of a partition that another worker had meanwhile, all pending are scored."""
+    pipeline = FakePipeline()
+    pipeline.postponed = Postponed(ScoreSettings(stale_s=60), load_taxonomy(), clock=lambda: 0.0)
+    lanes = owned(pipeline)
+    await lanes.take_over([0])
+    (store,) = lanes.stores
+    stays = UserId("stays")
+    store.put_user(stays, UserState(BehaviorWindow(store.spec), Publication(revision=1, pending=True)))
+    pipeline.postponed._waiting[0] = {stays: (60.0, 0.5)}
+    store.write()
+    for partitions, scored in (([0, 1], []), ([1], []), ([0, 1], [[stays]])):
+        await lanes.let_go()
+        await lanes.take_over(partitions)
+        await until(lambda partitions=partitions: len(lanes.stores) == len(partitions))
+        for partition in partitions:
+            event = FakeEvent(1, partition=partition)
+            await lanes.put(event)
+            await until(lambda event=event: event.acked)
+        await until(lambda scored=scored: [users for users in pipeline.rescored if users] == scored)
+    await lanes.let_go()
+
+
 async def test_a_chunk_goes_between_parts_of_those_whose_limit_has_come(owned: Callable[..., Lanes]) -> None:
     """However many are due at once, what comes meanwhile waits for one part of them; nobody is left or scored twice."""
     steps: list[int | str] = []
