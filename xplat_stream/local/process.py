@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 LOOPBACK: Final = "127.0.0.1"
+_KILLED_WITHIN_S: Final = 10.0
+"""On a busy machine also the kernel takes its time."""
+
 POLL_S: Final = 0.05
 # Below Linux' ephemeral range (32768 up): no outgoing connection takes the port between a `down` and the next `up`.
 _PORTS: Final = range(20_000, 30_000)
@@ -116,7 +119,7 @@ def stop(child: Child, *, patience_s: float) -> bool:
         return False
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)  # the group: Triton's stubs with it
-    wait_for(lambda: not alive(child), timeout_s=patience_s)
+    wait_for(lambda: not alive(child), timeout_s=_KILLED_WITHIN_S)
     return True
 
 
