@@ -85,7 +85,7 @@ def evaluate(  # noqa: PLR0913 - what is evaluated, by what, and who is told
     with clock.stage("target only") as told:
         before_after = _before_after(study, main, mine, every, told)
     with clock.stage("permuted labels"):
-        permuted = leaks.check_permuted(study, main, popularity[EVERYTHING].scores, every[:_LEAK_FOLDS])
+        permuted = leaks.check_permuted(study, main, every[:_LEAK_FOLDS])
     with clock.stage("matrix"):
         plain = ndcg(popularity[EVERYTHING].scores, targets)
         matrix, no_matrix = _matrix(subject, task, study, main, (guarded.unguarded, plain), folds)

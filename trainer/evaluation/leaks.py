@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from trainer.data.study import A_ONLY, EVERYTHING
+from trainer.measuring.baselines import Popularity
 from trainer.measuring.measures import bootstrap_mean, ndcg
-from trainer.measuring.methods import prepare, split, try_looks
+from trainer.measuring.methods import split, try_method
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trainer.data.study import Cuts, Study
-    from trainer.measuring.methods import Fitted, Look, Method
+    from trainer.measuring.methods import Look, Method
 
 SHUFFLED: Final = "shuffled histories"
 PERMUTED: Final = "permuted labels"
@@ -80,45 +81,47 @@ def check_shuffled(
     return LeakCheck(SHUFFLED, not found.low > 0, *found, words)
 
 
-def check_permuted(
-    study: Study, method: Method, popularity: NDArray[np.float32], folds: Collection[int], seed: int = 0
-) -> LeakCheck:
-    """Check that a method that learned from the labels of others is no better than popularity.
+def permuted(study: Study, seed: int = 0) -> Study:
+    """Return the study with everybody's targets exchanged for another person's, to learn from as well as to foretell.
 
-    `popularity`: scores (users, labels). The method is fitted once for each of `folds`.
+    It is the same other person for all cuts of a user, newest for newest: who is known from training stays known.
     """
-    trial = try_looks(study, _Permuted(method, seed), {EVERYTHING: _as_is}, folds=folds)[EVERYTHING]
-    rows = np.flatnonzero(np.isfinite(trial.scores).all(axis=1))
-    targets = study.test.targets[rows]
-    found = bootstrap_mean(ndcg(trial.scores[rows], targets) - ndcg(popularity[rows], targets), confidence=_CONFIDENCE)
-    words = f"trained on permuted labels, {found.value:+.4f} against popularity on {len(rows)} users"
+    train = study.train
+    users, first = np.unique(train.user, return_index=True)
+    order = np.lexsort((-train.at, train.user))  # by user, the newest cut first
+    rows = np.split(order, np.sort(first)[1:])
+    rows_of = dict(zip(users.tolist(), rows, strict=True))
+    drawn = np.random.default_rng(seed).permutation(users)
+    other = dict(zip(drawn.tolist(), np.roll(drawn, 1).tolist(), strict=True))  # one round: nobody keeps the own ones
+    taken = np.empty(len(train), np.int64)
+    for user, own in rows_of.items():
+        taken[own] = np.resize(rows_of[other[user]], len(own))  # from the newest again where the other has fewer
+    last = np.array([rows_of[other[user]][0] for user in study.test.user.tolist()])
+    return study._replace(train=_answering(train, train, taken), test=_answering(study.test, train, last))
+
+
+def _answering(cuts: Cuts, others: Cuts, rows: NDArray[np.int64]) -> Cuts:
+    return replace(cuts, targets=others.targets[rows], next_texts=others.next_texts[rows])
+
+
+def check_permuted(study: Study, method: Method, folds: Collection[int]) -> LeakCheck:
+    """Check that where people's targets are exchanged, a method foretells them no better than popularity.
+
+    A window says nothing then of what is foretold, whatever a method makes of windows before it has learned: what is
+    left above popularity came by another way. The method is fitted once for each of `folds`. (As scikit-learn's
+    `permutation_test_score` does, the tested are permuted as well: a head that has learned nothing still ranks first
+    what a window names, and is right about the person's own targets.)
+    """
+    exchanged = permuted(study)
+    mine, plain = (
+        try_method(exchanged, one, views=(EVERYTHING,), folds=folds)[EVERYTHING].scores
+        for one in (method, Popularity())
+    )
+    rows = np.flatnonzero(np.isfinite(mine).all(axis=1))
+    targets = exchanged.test.targets[rows]
+    found = bootstrap_mean(ndcg(mine[rows], targets) - ndcg(plain[rows], targets), confidence=_CONFIDENCE)
+    words = f"with people's targets exchanged, {found.value:+.4f} against popularity on {len(rows)} users"
     return LeakCheck(PERMUTED, not found.low > 0, *found, words)
-
-
-class _Permuted:
-    """A method whose training and tuning users have each other's targets."""
-
-    def __init__(self, method: Method, seed: int) -> None:
-        self.name = method.name
-        self._method, self._seed = method, seed
-
-    def prepare(self, study: Study) -> None:
-        """See `trainer.measuring.methods.Prepares`."""
-        prepare(self._method, study)
-
-    def fit(self, study: Study, train: Cuts, tune: Cuts) -> Fitted:
-        """See `Method`."""
-        random = np.random.default_rng(self._seed)
-        return self._method.fit(study, _permuted(train, random), _permuted(tune, random))
-
-
-def _permuted(cuts: Cuts, random: np.random.Generator) -> Cuts:
-    rows = random.permutation(len(cuts))
-    return replace(cuts, targets=cuts.targets[rows], next_texts=cuts.next_texts[rows])
-
-
-def _as_is(cuts: Cuts) -> Cuts:
-    return cuts
 
 
 def check_history(study: Study, cuts: Cuts) -> LeakCheck:

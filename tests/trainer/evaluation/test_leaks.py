@@ -15,9 +15,10 @@ from trainer.evaluation.leaks import (
     check_permuted,
     check_shuffled,
     check_users,
+    permuted,
     shuffled,
 )
-from trainer.measuring.baselines import Linear, Popularity, Scorer
+from trainer.measuring.baselines import DecayedCounts, Linear, Popularity, Scorer
 from trainer.measuring.methods import Trial, split, try_looks, try_method, views_of
 
 CHECKED = {"own": lambda cuts: views_of(study(), cuts, A_ONLY), "other": shuffled(study())}
@@ -52,11 +53,58 @@ def test_other_peoples_histories_must_say_nothing(method, passes: bool, populari
     assert found.passed is passes, found.words
 
 
-@pytest.mark.parametrize(("method", "passes"), [(Linear(), True), (Cheat(), False)], ids=["honest", "cheat"])
-def test_permuted_labels_must_teach_nothing(method, passes: bool, popularity: Trial) -> None:
-    """Trained on each other's labels a method falls to popularity, unless it has the answers from elsewhere."""
-    found = check_permuted(study(), method, popularity.scores, folds=range(FOLDS))
+class Peek:
+    """A method that is shown the targets it is asked for."""
+
+    name = "peek"
+
+    def fit(self, *_: object) -> Scorer:
+        return Scorer(lambda cuts: 0.01 + 0.98 * cuts.targets)
+
+
+class Memory:
+    """A method that remembers people: where a study tests those it trained on, it knows their targets."""
+
+    name = "memory"
+
+    def fit(self, study: Study, train: Cuts, _: Cuts) -> Scorer:
+        known = np.full((len(study.histories), train.targets.shape[1]), 0.5, np.float32)
+        for user, targets in zip(study.train.user, study.train.targets, strict=True):
+            known[user] = 0.25 + 0.5 * targets
+        return Scorer(lambda cuts: known[cuts.user])
+
+
+@pytest.mark.parametrize(
+    ("method", "passes"),
+    [(Linear(), True), (DecayedCounts(), True), (Peek(), False), (Memory(), False)],
+    ids=["honest", "counts the window", "peeks", "remembers people"],
+)
+def test_exchanged_targets_cannot_be_foretold(method, passes: bool) -> None:
+    """Where people's targets are exchanged, nobody is better than popularity but who has the answers from elsewhere.
+
+    Counting knows much without having learned anything: that is no leak.
+    """
+    found = check_permuted(study(), method, folds=range(FOLDS))
     assert found.passed is passes, found.words
+
+
+def test_everybody_gets_the_targets_of_another() -> None:
+    """Nobody's targets are given to two of the tested, windows stay, and a user has one other's throughout."""
+    made = study()
+    exchanged = permuted(made)
+    assert exchanged.test.inputs is made.test.inputs
+    marked = np.repeat(np.arange(len(made.histories), dtype=np.float32)[:, None], made.train.targets.shape[1], axis=1)
+    of_user = made._replace(train=replace(made.train, targets=marked[made.train.user]))
+    given = permuted(of_user)
+    tested, trained = given.test.targets[:, 0], given.train.targets[:, 0]
+    assert len(set(tested)) == len(tested)
+    assert not (tested == made.test.user).any()
+    other = dict(zip(made.test.user.tolist(), tested.tolist(), strict=True))
+    pairs = zip(made.train.user.tolist(), trained.tolist(), strict=True)
+    assert all(other.get(user, got) == got for user, got in pairs)
+    newest = {user: row for row, user in enumerate(made.train.user.tolist())}  # cuts of a user are in order of time
+    taken = [newest[int(user)] for user in tested]
+    np.testing.assert_array_equal(exchanged.test.targets, made.train.targets[taken])
 
 
 def test_nobody_keeps_the_own_history_when_shuffled() -> None:
