@@ -151,6 +151,11 @@ class Fleet:
         running: int = sum(getattr(one, name) for one in self.metrics())
         return self._gone[name] + running
 
+    @property
+    def unread(self) -> int:
+        """How many users' scoring waits for the encoder, as workers last said."""
+        return sum(one.unread for one in self.metrics())
+
     def counts(self) -> Counts:
         """Return counters and CPU seconds of now."""
         stack = read_stack(self._home)

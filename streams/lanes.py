@@ -84,6 +84,7 @@ class Lane:
         self._rescore_in_s = _RESCORE_SOON_S
         self._look_at = 0.0
         self._waiting: asyncio.Queue[Any] = asyncio.Queue(_WAITING_CHUNKS)
+        self._resting = False
 
     async def put(self, event: Any) -> None:
         """Queue a chunk; wait while too many are queued."""
@@ -94,11 +95,12 @@ class Lane:
         while not self._waiting.empty():
             self._waiting.get_nowait()
         self.warming.close()
+        self._pipeline.reading.forget(self.partition)
         self.store.close()
         self._in_hand.close()
 
     async def run(self) -> None:
-        """Handle chunks until cancelled; in between, score again what is degraded or another release's.
+        """Handle chunks until cancelled; in between, score what was left and what is another release's.
 
         Whatever is raised must stop the worker.
         """
@@ -113,22 +115,31 @@ class Lane:
                 self.busy = False
             if self.store.has_pending:
                 await self._rescore()
+            await self._read()
             if self._waiting.empty():
                 await self._migrate()
                 await self._warm()
 
     async def _next(self) -> Any:
         """Return the next chunk; None when it is time to score something again."""
+        self._resting = True
         try:
             async with asyncio.timeout(self._idle_s()):
                 return await self._waiting.get()
         except TimeoutError:
             return None
+        finally:
+            self._resting = False
+
+    def _wake(self) -> None:
+        """Let the lane look at once at what can be scored again, if it waits for a chunk."""
+        if self._resting and self._waiting.empty():
+            self._waiting.put_nowait(None)
 
     def _idle_s(self) -> float:
         release = self._pipeline.release
         migration_s = self.migration.wait_s(release.number if release else 0, self._pipeline.withdrawn)
-        wait_s = min(migration_s, self.warming.wait_s())
+        wait_s = min(migration_s, self.warming.wait_s(), self._pipeline.reading.wait_s(self.partition))
         return min(wait_s, self._rescore_in_s) if self.store.has_pending else wait_s
 
     async def _handle(self, event: Any) -> list[Any]:
@@ -206,15 +217,27 @@ class Lane:
             self._rescore_in_s = _RESCORE_SOON_S if scored or left else _RESCORE_LATER_S
 
     def _left_pending(self) -> list[UserId]:
-        """Return the next users who are pending and do not wait for their limit; after a restart, all are such."""
+        """Return the next users who are pending and wait for nothing that is known; after a restart, all are such."""
         found: list[UserId] = []
+        postponed, reading = self._pipeline.postponed, self._pipeline.reading
         while len(found) < _RESCORED_TOGETHER:
             page = self.store.pending(limit=_RESCORED_TOGETHER, after=self._rescored_up_to)
             self._rescored_up_to = page[-1] if page else None
-            found += [user_id for user_id in page if not self._pipeline.postponed.waits(self.partition, user_id)]
+            found += [
+                user_id
+                for user_id in page
+                if not postponed.waits(self.partition, user_id) and not reading.waits(self.partition, user_id)
+            ]
             if len(page) < _RESCORED_TOGETHER:
                 break
         return found
+
+    async def _read(self) -> None:
+        """Score those whose texts were read meanwhile."""
+        pipeline = self._pipeline
+        read = pipeline.reading.step(self.store, self.partition, pipeline.release, self._wake)
+        if read:
+            await pipeline.rescore(self.store, self.partition, read)
 
     async def _migrate(self) -> None:
         release = self._pipeline.release
@@ -274,6 +297,11 @@ class Lanes:
     def warmth(self) -> dict[int, Warmth]:
         """How far each partition owned now is with the vectors of an encoder."""
         return {partition: lane.warming.progress for partition, lane in self._lanes.items()}
+
+    @property
+    def unread(self) -> int:
+        """How many users' scoring waits for the encoder."""
+        return self._pipeline.reading.count()
 
     @property
     def busy(self) -> bool:

@@ -2,16 +2,14 @@
 
 The order of the steps *is* the delivery promise:
 
-    decode and admit ▸ fold ▸ one RocksDB batch ▸ changelog ▸ texts ▸ encoder ▸ head ▸ await ▸ profiles ▸ await ▸ ack
+    decode and admit ▸ texts ▸ fold ▸ one RocksDB batch ▸ changelog ▸ head ▸ await ▸ profiles ▸ await ▸ ack
 
 A crash anywhere in between leaves the chunk unacknowledged; it is read again and, a window being a set, changes
 nothing that it changed already. A record is never skipped: what cannot be admitted becomes a dead letter that is
 awaited like everything else, and any other exception leaves this page and stops the worker. Only the model server may
 fail without stopping anything: windows go on, profiles say ``degraded``, and the users are scored again later, by the
-same steps as those whom another release scored last, and as those whose scoring can wait (`streams.postponed`).
-
-From the texts on, the steps are taken once for all users whose texts have vectors, and then for those who wait for the
-encoder.
+same steps as those whom another release scored last, as those whose scoring can wait (`streams.postponed`), and as
+those with a text that the encoder has to read first (`streams.reading`).
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Final
 
 from streams.postponed import Postponed
+from streams.reading import Reading
 from xplat_stream.adapters import admit
 from xplat_stream.errors import InvalidScores, RejectedEvent, TritonUnavailable
 from xplat_stream.event import TextHash, UserId, hash_text, item_text
@@ -35,7 +34,7 @@ from xplat_stream.kafka.topics import PROFILES, REJECTED, REKEYED, changelog_top
 from xplat_stream.profile import Cause, ModelRef, degraded_profile, scored_profile, unscored_profile
 from xplat_stream.serving.features import head_inputs
 from xplat_stream.state import Publication, TextEntry, UserState
-from xplat_stream.window import Row, event_of, row_of
+from xplat_stream.window import Row, row_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -61,6 +60,9 @@ _NAMED_TEXTS: Final = 20_000
 
 _TURN_USERS: Final = 2000
 """Scored and published together at the most: what scores and profiles take of memory is bounded by this."""
+
+_WAITING_ANYWAY: Final = 64
+"""As long as more wait for the encoder, nobody joins them but who was touched: those are read first."""
 
 States = dict[UserId, UserState]
 Causes = Mapping[UserId, Cause]
@@ -112,6 +114,8 @@ class Pipeline:
         self._named = lru_cache(maxsize=_NAMED_TEXTS)(self._name)
         self.postponed = Postponed(settings.score, taxonomy)
         """Who is scored later, and what is known of everybody to tell that."""
+        self.reading = Reading(vectors)
+        """Who is scored when the encoder has read their texts."""
         self.release: Release | None = None
         """The release that scores; None until the first one is announced."""
         self.withdrawn = 0
@@ -133,20 +137,19 @@ class Pipeline:
         When this returns, everything the records led to is acknowledged by Kafka.
         """
         release = self.release
+        self._keep_texts(store, admitted.texts, release)
         repaired, later = self.fold(store, partition, admitted, release)
         causes: Causes = dict.fromkeys(repaired, "late")
         sent = [await self._log(store, partition)]
         aside = await self._send_aside(admitted)
-        for texts, users in self._turns(store, admitted, release):
-            await self._keep_texts(store, texts, release)
-            sent.append(await self._log(store, partition))
-            states = {user_id: store.user(user_id) for user_id in users}
+        touched = list(admitted.users)
+        for at in range(0, len(touched) or 1, _TURN_USERS):
+            states = {user_id: store.user(user_id) for user_id in touched[at : at + _TURN_USERS]}
             now = {user_id: state for user_id, state in states.items() if user_id not in later}
-            profiles = await self._profiles(store, now, causes, release)
+            profiles = await self._profiles(store, partition, now, causes, release)
             if release is not None and len(now) < len(states):
                 waiting = {user_id: state for user_id, state in states.items() if user_id in later}
                 profiles += self._with_last_scores(store, waiting, causes, release, status="stale")
-                self._metrics.stale += len(waiting)
             sent.append(await self._log(store, partition))
             # The changelog first: a revision that consumers have seen is one that a lost host gets back.
             ends = await self._outbox.confirm([*sent, *aside])
@@ -158,40 +161,6 @@ class Pipeline:
         self._vectors.forget_oldest()
         self._metrics.chunks += 1
 
-    def _turns(
-        self, store: PartitionStore, admitted: Admitted, release: Release | None
-    ) -> list[tuple[dict[TextHash, TextEntry], list[UserId]]]:
-        """Return what is published in which turn, texts with users: who waits for the encoder holds up nobody else.
-
-        No turn has more than `_TURN_USERS`, however many are touched.
-        """
-        return [
-            ({} if at else texts, users[at : at + _TURN_USERS])
-            for texts, users in self._by_texts(store, admitted, release)
-            for at in range(0, len(users) or 1, _TURN_USERS)
-        ]
-
-    def _by_texts(
-        self, store: PartitionStore, admitted: Admitted, release: Release | None
-    ) -> list[tuple[dict[TextHash, TextEntry], list[UserId]]]:
-        """Return whoever does not wait for the encoder, with the texts that have vectors, and then the others."""
-        texts, users = admitted.texts, list(admitted.users)
-        if release is None or not texts:
-            return [(texts, users)]
-        self._vectors.learn(store.texts(self._vectors.missing(release.encoder, texts)))
-        unread = set(self._vectors.missing(release.encoder, texts))
-        held_up = {
-            user_id
-            for user_id, rows in admitted.additions.items()
-            if unread and any(event_of(*row).text_hash in unread for row in rows)
-        }
-        first = {one: entry for one, entry in texts.items() if one not in unread}
-        turns = [
-            (first, [user_id for user_id in users if user_id not in held_up]),
-            ({one: texts[one] for one in unread}, [user_id for user_id in users if user_id in held_up]),
-        ]
-        return [turn for turn in turns if turn[1]] or turns[:1]
-
     async def flush(self, store: PartitionStore, partition: int) -> None:
         """Bring what recovery merged into the changelog, where the last record of a key was not all there is."""
         (end,) = await self._outbox.confirm([await self._log(store, partition)])
@@ -200,8 +169,8 @@ class Pipeline:
     async def rescore(self, store: PartitionStore, partition: int, users: Sequence[UserId]) -> int:
         """Score users whose profiles are degraded or another release's, publish them, and return how many there were.
 
-        A model server that is away leaves them as they are. One that answers nonsense for them leaves them pending,
-        and only those: the others are scored in smaller parts.
+        A model server that is away leaves them as they are, and so does a text that is not read yet. One that answers
+        nonsense for them leaves them pending, and only those: the others are scored in smaller parts.
         """
         release = self.release
         if release is None:
@@ -212,10 +181,13 @@ class Pipeline:
             for user_id, state in held.items()
             if state.pending or state.publication.release != release.number
         }
+        unread = self._unread(store, states, release)
+        self.reading.add(partition, unread, most=_WAITING_ANYWAY)
+        states = {user_id: state for user_id, state in states.items() if user_id not in unread}
         if not states:
             return 0
         try:
-            scores = await self._scores(store, states, release)
+            scores = await self._scores(states, release)
         except TritonUnavailable:
             return 0
         except InvalidScores as error:
@@ -360,23 +332,19 @@ class Pipeline:
         await self._outbox.confirm([await self._outbox.send(PROFILES, partition, records)])
         self._metrics.updates += len(records)
 
-    async def _keep_texts(
-        self, store: PartitionStore, texts: Mapping[TextHash, TextEntry], release: Release | None
-    ) -> None:
-        """Put texts the store lacks into it, with their vectors where there is a model server to make them."""
-        entries = {one: entry for one, entry in texts.items() if not store.has_text(one)}
-        if release is not None and entries:
-            try:
-                entries = await self._vectors.encode(release, entries)
-            except (TritonUnavailable, InvalidScores) as error:
-                log.debug("texts are kept without vectors: %s", error)
-        for text_hash, entry in entries.items():
-            store.put_text(text_hash, entry)
+    def _keep_texts(self, store: PartitionStore, texts: Mapping[TextHash, TextEntry], release: Release | None) -> None:
+        """Put texts the store lacks into it, with the vectors that other partitions' texts have in memory."""
+        vectors = {} if release is None else self._vectors.of(release.encoder)
+        for text_hash, entry in texts.items():
+            if not store.has_text(text_hash):
+                vector = vectors.get(text_hash)
+                known = entry if release is None or vector is None else entry.with_vector(release.encoder, vector)
+                store.put_text(text_hash, known)
 
     async def _profiles(
-        self, store: PartitionStore, states: States, causes: Causes, release: Release | None
+        self, store: PartitionStore, partition: int, states: States, causes: Causes, release: Release | None
     ) -> list[SealedProfile]:
-        """Return the profiles of touched users: scored, or degraded while scoring is not to be had."""
+        """Return the profiles of touched users: scored, or with their last scores while scoring is not to be had."""
         if not states:
             return []
         if release is None:
@@ -385,19 +353,37 @@ class Pipeline:
                 seal(unscored_profile(user_id, state.window, state.publication.revision, self._taxonomy))
                 for user_id, state in states.items()
             ]
+        unread = self._unread(store, states, release)
+        self.reading.add(partition, unread)
+        now = {user_id: state for user_id, state in states.items() if user_id not in unread}
+        later = {user_id: states[user_id] for user_id in unread}
+        status: Status = "degraded" if self.reading.failing(partition) else "stale"
         try:
-            scores = await self._scores(store, states, release)
+            scores = await self._scores(now, release)
         except (TritonUnavailable, InvalidScores) as error:
             log.debug("%d profiles are degraded: %s", len(states), error)
-            for user_id, state in states.items():
-                store.put_user(user_id, _pending(state))
-            self._metrics.degraded += len(states)
-            return self._with_last_scores(store, states, causes, release, status="degraded")
-        return self._scored(store, states, scores, causes, release)
+            scores, now, later, status = [], {}, states, "degraded"
+        for user_id, state in later.items():
+            store.put_user(user_id, _pending(state))
+        profiles = self._scored(store, now, scores, causes, release)
+        return profiles + self._with_last_scores(store, later, causes, release, status=status)
 
-    async def _scores(self, store: PartitionStore, states: States, release: Release) -> list[list[float]]:
+    def _unread(self, store: PartitionStore, states: States, release: Release) -> list[UserId]:
+        """Return who has a text in the window that the release's encoder has yet to read."""
+        needed = {one for state in states.values() for one in state.window.text_hashes()}
+        lacking = self.reading.lacking(store, needed, release)
+        self._metrics.texts_seen += len(needed)
+        self._metrics.texts_encoded = self._vectors.encoded
+        if not lacking:
+            return []
+        return [
+            user_id for user_id, state in states.items() if not lacking.keys().isdisjoint(state.window.text_hashes())
+        ]
+
+    async def _scores(self, states: States, release: Release) -> list[list[float]]:
         """Return one list of label scores a user, in order. Raises `TritonUnavailable`, `InvalidScores`."""
-        await self._bring_vectors(store, states, release)
+        if not states:
+            return []
         # Windows are padded to the longest of a call, and padding costs the head as much as events do: those of like
         # length go together, and no call is full while another is nearly empty.
         by_length = sorted(states, key=lambda user_id: len(states[user_id].window))
@@ -454,6 +440,10 @@ class Pipeline:
         self, store: PartitionStore, states: States, causes: Causes, release: Release, *, status: Status
     ) -> list[SealedProfile]:
         """Return profiles with the last scores, of users who are noted as still to be scored."""
+        if status == "stale":
+            self._metrics.stale += len(states)
+        else:
+            self._metrics.degraded += len(states)
         silent = self._silence.silent()
         quoted = {one for state in states.values() for one in state.window.text_hashes()}
         self._vectors.learn(store.texts(quoted - self._vectors.known.keys()))
@@ -474,21 +464,6 @@ class Pipeline:
             )
             profiles.append(seal(profile))
         return profiles
-
-    async def _bring_vectors(self, store: PartitionStore, states: States, release: Release) -> None:
-        """See that every text of these windows has a vector of the release's encoder, in memory and in the state."""
-        encoder = release.encoder
-        needed = {one for state in states.values() for one in state.window.text_hashes()}
-        self._metrics.texts_seen += len(needed)
-        while wanted := store.without_vector(encoder, needed).union(self._vectors.missing(encoder, needed)):
-            entries = store.texts(wanted)
-            if not entries:
-                break
-            # Looked at again afterwards: while this lane waited, another may have made room in memory.
-            encoded = await self._vectors.encode(release, entries)
-            for text_hash in store.without_vector(encoder, entries.keys()):
-                store.put_text(text_hash, encoded[text_hash])
-        self._metrics.texts_encoded = self._vectors.encoded
 
 
 def _next_revision(state: UserState) -> UserState:

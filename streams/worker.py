@@ -202,6 +202,7 @@ class Worker:
         while True:
             self._loop_ran_at = boot_time()
             self._metrics.silent = sorted(self._silence.silent())
+            self._metrics.unread = self._lanes.unread if self._lanes else 0
             progress = list(self._lanes.progress.values()) if self._lanes else []
             self._metrics.active_users = sum(one.active for one in progress)
             self._metrics.active_scored = sum(one.scored for one in progress)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial, reduce
 from pathlib import Path
 from types import SimpleNamespace, coroutine
@@ -19,7 +20,7 @@ from streams.shadow import Shadow
 from streams.silence import Silence
 from streams.store import PartitionStore
 from xplat_stream.adapters import admit, encode_event
-from xplat_stream.errors import RejectedEvent, XplatError
+from xplat_stream.errors import RejectedEvent, TritonUnavailable, XplatError
 from xplat_stream.event import Event, Millis, Object, UserId
 from xplat_stream.kafka.codec import decode_profile
 from xplat_stream.kafka.consumer import partition_for
@@ -342,6 +343,7 @@ class Worker:
         self.outbox = self.outbox_type(self)
         self.store = self.store_type(disk, self.steps)
         vectors, metrics = InlineVectors(self.scorer), Metrics()
+        self._vectors = vectors
         self.pipeline = self.pipeline_type(
             self.steps,
             outbox=self.outbox,
@@ -436,7 +438,13 @@ class Worker:
         await self._acknowledge(ends, commit=commit)
 
     async def _rescore(self) -> None:
-        await self.pipeline.rescore(self.store, self.partition, self.store.pending(limit=2))
+        """Have the texts read that some who are pending need, and score them."""
+        users, release = self.store.pending(limit=2), self.pipeline.release
+        if release is not None:
+            needed = {one for user_id in users for one in self.store.user(user_id).window.text_hashes()}
+            with suppress(TritonUnavailable):
+                await self._vectors.encode(release, self.pipeline.reading.lacking(self.store, needed, release))
+        await self.pipeline.rescore(self.store, self.partition, users)
 
     async def _acknowledge(self, ends: dict[str, int], *, commit: bool) -> None:
         for topic, end in ends.items():

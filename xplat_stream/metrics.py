@@ -32,7 +32,8 @@ class Metrics(msgspec.Struct):
     scored: int = 0
     """Users whom the head was asked for, those that were scored later included."""
     stale: int = 0
-    """Profiles published with scores of an earlier window, because the new events could not move them much."""
+    """Profiles published with scores of an earlier window: the new events could not move them much, or a text was not
+    read yet."""
     unscored: int = 0
     """Profiles published before any release was there."""
     degraded: int = 0
@@ -57,6 +58,8 @@ class Metrics(msgspec.Struct):
     """Texts that scoring needed, window by window."""
     texts_encoded: int = 0
     """Of those, texts that had to go through the encoder."""
+    unread: int = 0
+    """Users whose scoring waits for the encoder at present."""
     chunks: int = 0
     restored: int = 0
     """Changelog records merged when partitions were taken over."""

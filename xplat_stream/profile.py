@@ -228,10 +228,12 @@ def degraded_profile(  # noqa: PLR0913 - a profile is made of exactly these
     """Return the profile of a user who is not scored now: the new window, the last scores where there are any.
 
     `model` is the release the last scores are of. ``degraded``: the model server is away, and the profile comes again,
-    scored, when it is back; ``stale``: the new events cannot move the scores much, and scoring waits.
+    scored, when it is back; ``stale``: scoring waits, for the new events cannot move the scores much or the encoder has
+    to read a text first. Whom no model has scored yet waits as ``cold_start``.
     """
     if not publication.scores:
-        return unscored_profile(user_id, window, publication.revision, taxonomy, status=status, cause=cause)
+        waits: Status = "cold_start" if status == "stale" else status
+        return unscored_profile(user_id, window, publication.revision, taxonomy, status=waits, cause=cause)
     return scored_profile(
         user_id,
         window,

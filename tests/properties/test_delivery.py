@@ -203,10 +203,12 @@ def _world(count: int, worker_type: type[Worker] = Worker, *, seed: int = 0) -> 
 def _steps_of_two_chunks(*, scored: bool) -> list[str]:
     world = _world(4)
     worker = world.take_over(HOME, scored=scored)
-    for _ in range(2):
-        worker.go()
-        worker.handle({GOOD[0].topic: 2}, commit=True)
     worker.go()
+    for _ in range(2):
+        worker.handle({GOOD[0].topic: 2}, commit=True)
+        worker.go()
+        worker.rescore()
+        worker.go()
     return worker.steps.names
 
 
@@ -214,7 +216,7 @@ def _steps_of_two_chunks(*, scored: bool) -> list[str]:
 @pytest.mark.parametrize("prompt", [False, True], ids=["written when waited for", "written when handed over"])
 @pytest.mark.parametrize("lost", [False, True], ids=["same disk", "host lost"])
 def test_a_crash_at_every_step_and_again_at_every_step(*, scored: bool, prompt: bool, lost: bool) -> None:
-    """Of two chunks, ended before or after any step, and once more in the worker that repairs it."""
+    """Of two chunks, each scored once its texts are read, ended before or after any step, and again where repaired."""
     count = len(_steps_of_two_chunks(scored=scored))
     assert count > 30
     for first in range(1, count + 1):
@@ -225,6 +227,9 @@ def test_a_crash_at_every_step_and_again_at_every_step(*, scored: bool, prompt: 
                 worker.steps.last = last
                 while worker.alive and (worker.busy or world.committed[HOME][GOOD[0].topic] < 4):
                     worker.go()
+                    if worker.alive:
+                        worker.rescore()
+                        worker.go()
                     if worker.alive:
                         worker.handle({GOOD[0].topic: 2}, commit=True)
             world.settle()

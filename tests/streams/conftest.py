@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +16,13 @@ from faust.types import TP
 from streams import recovery as recovery_module
 from streams.consumer import Chunk, ChunkConsumer, transport_for
 from streams.pipeline import Pipeline
+from streams.reading import Reading
 from streams.shadow import Shadow
 from streams.silence import Silence
 from streams.store import PartitionStore
 from xplat_stream.adapters import encode_event
+from xplat_stream.errors import InvalidScores, TritonUnavailable
+from xplat_stream.event import item_text
 from xplat_stream.kafka.codec import decode_profile
 from xplat_stream.kafka.consumer import partition_for
 from xplat_stream.kafka.log import Span
@@ -183,6 +188,7 @@ class Bench:
             "headers": (),
             "key": b"user-1",
             "value": b"",
+            "event": event,
         }
         if event is not None:
             made |= {
@@ -192,9 +198,38 @@ class Bench:
             }
         return SimpleNamespace(**{**made, **fields})
 
-    async def handle(self, *records: SimpleNamespace, partition: int | None = None) -> None:
-        """Handle one chunk."""
+    async def handle(self, *records: SimpleNamespace, partition: int | None = None, unread: bool = False) -> None:
+        """Handle one chunk of texts that the encoder has read, as far as it answers; or that are `unread`."""
+        if not unread:
+            await self._read_ahead(records)
         await self.pipeline.handle(self.store, self.partition if partition is None else partition, records)
+
+    def use(self, vectors: TextVectors) -> None:
+        """Let these be the vectors that memory holds."""
+        self.vectors = self.pipeline._vectors = vectors
+        self.pipeline.reading = Reading(vectors)
+
+    async def _read_ahead(self, records: Iterable[SimpleNamespace]) -> None:
+        release, things = self.pipeline.release, [one.event.object for one in records if one.event is not None]
+        if release is not None:
+            named = dict(self.pipeline._named(item_text(thing), thing.iab, thing.categories) for thing in things)
+            absent = self.vectors.missing(release.encoder, [one for one, entry in named.items() if entry.text])
+            self.vectors.learn(self.store.texts(absent))
+            absent = self.vectors.missing(release.encoder, absent)
+            with suppress(TritonUnavailable, InvalidScores):
+                await self.vectors.encode(release, {one: named[one] for one in absent})
+
+    async def read(self) -> None:
+        """Let the encoder read what has to be, and score whoever waited for it, until nobody waits any more."""
+        reading = self.pipeline.reading
+        while True:
+            ready = reading.step(self.store, self.partition, self.pipeline.release, lambda: None)
+            if ready:
+                await self.pipeline.rescore(self.store, self.partition, ready)
+            elif (queue := reading._queues.get(self.partition)) and queue.task:
+                await asyncio.wait([queue.task])
+            else:
+                return
 
     def profiles(self) -> list[ProfileRecord]:
         """Return the profiles published, in order."""

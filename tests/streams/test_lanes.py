@@ -14,6 +14,7 @@ import pytest
 from streams.lanes import Lanes
 from streams.pipeline import Admitted
 from streams.postponed import Postponed
+from streams.reading import Reading
 from streams.recovery import Recovery
 from streams.store import PartitionStore
 from streams.suspects import Suspects
@@ -68,6 +69,7 @@ class FakePipeline:
         self.release: SimpleNamespace | None = None
         self.withdrawn = 0
         self.postponed = Postponed(ScoreSettings(), load_taxonomy())
+        self.reading = Reading(TextVectors(FakeScorer()))
 
     async def handle(
         self, store: PartitionStore, partition: int, records: list[Any], *, condemned: bool = False

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from streams.reading import Reading
 from streams.store import PartitionStore
 from tests.streams.conftest import PARTITIONS, RECEIVED_MS, Bench, user_on, without
 from xplat_stream.adapters import encode_event
@@ -19,7 +20,7 @@ from xplat_stream.errors import DeliveryError, InvalidScores
 from xplat_stream.event import UserId, hash_text, item_text
 from xplat_stream.kafka.topics import PROFILES, REJECTED, REKEYED, changelog_topic
 from xplat_stream.serving.texts import TextVectors
-from xplat_stream.state import UserState
+from xplat_stream.state import TextEntry, UserState
 from xplat_stream.testing import make_event, make_release
 from xplat_stream.window import BehaviorWindow, row_of
 
@@ -38,24 +39,27 @@ def test_the_changelog_is_where_these_tests_look() -> None:
 
 
 async def test_effects_come_in_the_promised_order(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RocksDB, changelog, letters and strays, encoder, texts, head, a wait for all of it; profiles, a wait for them."""
+    """RocksDB, changelog, letters and strays, head, a wait for all of it; profiles, a wait for them; no encoder."""
     steps = bench.outbox.steps
     monkeypatch.setattr(bench.store, "write", _noting(bench.store.write, steps, "write"))
     monkeypatch.setattr(bench.scorer, "encode", _noting(bench.scorer.encode, steps, "encode"))
     monkeypatch.setattr(bench.scorer, "score", _noting(bench.scorer.score, steps, "score"))
     bench.pipeline.release = make_release()
     elsewhere = (bench.partition + 1) % PARTITIONS
-    await bench.handle(
-        bench.record(make_event()), bench.record(value=b"{"), bench.record(make_event(user_id=user_on(elsewhere)))
-    )
+    records = [
+        bench.record(make_event()),
+        bench.record(value=b"{"),
+        bench.record(make_event(user_id=user_on(elsewhere))),
+    ]
+    await bench.handle(*records, unread=True)
+    await bench.read()
+    steps.clear()
+    await bench.handle(*records, unread=True)
     assert steps == [
         "write",
         f"send {CHANGELOG}",
         f"send {REJECTED}",
         f"send {REKEYED}",
-        "encode",
-        "write",
-        f"send {CHANGELOG}",
         "score",
         "write",
         "confirm",
@@ -245,48 +249,122 @@ async def test_a_text_is_encoded_once(bench: Bench) -> None:
     for _ in range(3):
         await bench.handle(bench.record(make_event(user_id=USER, object_title="coffee", object_id="same")))
     assert [call.size for call in bench.scorer.calls if call.kind == "encode"] == [1]
-    again = type(bench.vectors)(bench.scorer)
-    bench.pipeline._vectors = again
+    bench.use(TextVectors(bench.scorer))
     await bench.handle(bench.record(make_event(user_id=USER, object_title="coffee", object_id="same")))
     assert [call.size for call in bench.scorer.calls if call.kind == "encode"] == [1]
 
 
-async def test_a_text_the_encoder_has_to_read_holds_up_nobody_else(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of one chunk, profiles whose texts are known are out before the encoder is asked for the others."""
+async def test_a_text_the_encoder_has_to_read_holds_up_nobody(bench: Bench) -> None:
+    """Whose texts are read is scored; who has a new one is published with the last scores, and scored when it is."""
     bench.pipeline.release = make_release()
     known, new = (user_on(bench.partition, number) for number in range(2))
     for user in (known, new):
-        await bench.handle(bench.record(make_event(user_id=user, object_title="film", object_id="a")))
-    published: list[list[str]] = []
+        await bench.handle(bench.record(make_event(user_id=user, object_title="film")))
+    calls = len(bench.scorer.calls)
+    records = [
+        bench.record(make_event(user_id=new, object_title="coffee")),
+        bench.record(make_event(user_id=known, object_title="film")),
+    ]
+    await bench.handle(*records, unread=True)
+
+    assert [call.kind for call in bench.scorer.calls[calls:]] == ["score"]
+    first, second = (one.data for one in bench.profiles()[2:])
+    assert (first.user_id, first.status, first.scored_revision) == (known, "fresh", 2)
+    assert (second.user_id, second.status, second.scored_revision, second.window.events) == (new, "stale", 1, 2)
+    assert bench.store.pending(limit=9) == [new]
+    assert bench.pipeline.reading.waits(bench.partition, new)
+    await bench.read()
+    (corrected,) = (one.data for one in bench.profiles()[4:])
+    assert (corrected.user_id, corrected.status, corrected.revision, corrected.scored_revision) == (new, "fresh", 3, 3)
+    assert bench.store.pending(limit=9) == []
+    assert not bench.pipeline.reading.waits(bench.partition, new)
+
+
+async def test_the_first_text_of_a_person_is_published_before_it_is_read(bench: Bench) -> None:
+    """No model has scored them yet: the window comes alone, and the interests follow."""
+    bench.pipeline.release = make_release()
+    await bench.handle(bench.record(make_event(user_id=USER)), unread=True)
+    await bench.read()
+    first, scored = (one.data for one in bench.profiles())
+    assert (first.status, first.interests, first.window.events) == ("cold_start", (), 1)
+    assert (scored.status, scored.revision, scored.window.events) == ("fresh", 2, 1)
+    assert scored.interests
+
+
+async def test_an_encoder_that_is_away_keeps_nobody_waiting_for_ever(bench: Bench) -> None:
+    """Profiles are degraded as long as it is away, and whoever waits is scored when it is back."""
+    now = 0.0
+    bench.pipeline.reading = Reading(bench.vectors, clock=lambda: now)
+    bench.pipeline.release = make_release()
+    bench.scorer.fail_next(1)
+    await bench.handle(bench.record(make_event(user_id=USER, object_title="a")), unread=True)
+    await bench.read()
+    await bench.handle(bench.record(make_event(user_id=USER, object_title="b")), unread=True)
+    assert [one.data.status for one in bench.profiles()] == ["cold_start", "degraded"]
+    now = bench.pipeline.reading.wait_s(bench.partition)
+    await bench.read()
+    assert bench.profiles()[-1].data.status == "fresh"
+    await bench.handle(bench.record(make_event(user_id=USER, object_title="c")), unread=True)
+    assert bench.profiles()[-1].data.status == "stale"
+
+
+async def test_a_text_that_cannot_be_read_keeps_nobody_else_waiting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoder answers nonsense for one text: whoever has it stays pending, and all others are scored."""
+    bench.pipeline.release = make_release()
     encode = bench.scorer.encode
 
-    async def noted(*asked: Any) -> list[bytes]:
-        published.append([one.data.user_id for one in bench.profiles()[2:]])
-        return await encode(*asked)
+    async def picky(release: Release, texts: Any) -> list[bytes]:
+        if any("poison" in text for text in texts):
+            raise InvalidScores("NaN")
+        return await encode(release, texts)
 
-    monkeypatch.setattr(bench.scorer, "encode", noted)
-    await bench.handle(
-        bench.record(make_event(user_id=new, object_title="coffee")),
-        bench.record(make_event(user_id=known, object_title="film", object_id="a")),
-    )
+    monkeypatch.setattr(bench.scorer, "encode", picky)
+    users = [user_on(bench.partition, number) for number in range(5)]
+    titles = ["film", "poison", "coffee", "poison", "tea"]
+    events = [make_event(user_id=user, object_title=title) for user, title in zip(users, titles, strict=True)]
+    await bench.handle(*map(bench.record, events), unread=True)
+    await bench.read()
+    fresh = {one.data.user_id for one in bench.profiles() if one.data.status == "fresh"}
+    assert fresh == {users[0], users[2], users[4]}
+    assert set(bench.store.pending(limit=9)) == {users[1], users[3]}
+    assert not bench.pipeline.reading.waits(bench.partition, users[1])
 
-    assert published == [[known]]
-    assert [(one.data.user_id, one.data.status) for one in bench.profiles()[2:]] == [(known, "fresh"), (new, "fresh")]
-    assert bench.metrics.chunks == 3
+
+async def test_who_waits_for_the_encoder_is_found_by_whoever_takes_over(bench: Bench) -> None:
+    """Memory is lost, the mark in the state is not: the next owner has the text read and scores the user."""
+    bench.pipeline.release = make_release()
+    await bench.handle(bench.record(make_event(user_id=USER)), unread=True)
+    bench.use(TextVectors(bench.scorer))
+    await bench.pipeline.rescore(bench.store, bench.partition, bench.store.pending(limit=9))
+    await bench.read()
+    assert bench.profiles()[-1].data.status == "fresh"
+    assert bench.store.pending(limit=9) == []
 
 
-@pytest.mark.parametrize("faulty", ["encoder", "head"])
+async def test_so_many_wait_in_memory_and_no_more(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those for whom there is no room are pending all the same, and follow."""
+    bench.pipeline.release = make_release()
+    reading = bench.pipeline.reading
+    add = reading.add
+    monkeypatch.setattr(reading, "add", lambda partition, users, **_: add(partition, users, most=2))
+    users = [user_on(bench.partition, number) for number in range(5)]
+    await bench.handle(*(bench.record(make_event(user_id=user)) for user in users), unread=True)
+    assert sum(reading.waits(bench.partition, user) for user in users) == 2
+    while pending := bench.store.pending(limit=9):
+        await bench.pipeline.rescore(bench.store, bench.partition, pending)
+        await bench.read()
+    assert {one.data.user_id for one in bench.profiles() if one.data.status == "fresh"} == set(users)
+
+
 @pytest.mark.parametrize("script", ["reject_next", "fail_next"])
-async def test_while_the_model_fails_profiles_are_degraded(bench: Bench, faulty: str, script: str) -> None:
+async def test_while_the_model_fails_profiles_are_degraded(bench: Bench, script: str) -> None:
     """The window goes on, the last good scores are published again, and later the user is scored."""
     bench.pipeline.release = make_release(3)
     await bench.handle(bench.record(make_event(user_id=USER, object_title="film")))
-    getattr(bench.scorer, script)(2 if faulty == "encoder" else 1)
-    await bench.handle(
-        bench.record(make_event(user_id=USER, object_title="film" if faulty == "head" else "running shoes"))
-    )
+    getattr(bench.scorer, script)(1)
+    await bench.handle(bench.record(make_event(user_id=USER, object_title="film")))
     first, degraded = (one.data for one in bench.profiles())
     assert (degraded.status, degraded.revision, degraded.window.events) == ("degraded", 2, 2)
     assert degraded.model == first.model
@@ -306,7 +384,8 @@ async def test_while_the_model_fails_profiles_are_degraded(bench: Bench, faulty:
 async def test_a_user_never_scored_is_degraded_without_interests(bench: Bench) -> None:
     """There are no last good scores; the window is published all the same."""
     bench.pipeline.release = make_release()
-    bench.scorer.fail_next(2)
+    await bench.vectors.encode(make_release(), {hash_text("film"): TextEntry("film")})
+    bench.scorer.fail_next(1)
     await bench.handle(bench.record(make_event(user_id=USER, object_title="film")))
     (profile,) = (one.data for one in bench.profiles())
     assert (profile.status, profile.interests, profile.window.events, profile.model.release) == ("degraded", (), 1, 0)
@@ -315,7 +394,8 @@ async def test_a_user_never_scored_is_degraded_without_interests(bench: Bench) -
 async def test_degraded_users_survive_a_lost_host(bench: Bench) -> None:
     """The changelog says who is still to be scored, so a rebuilt store knows them; an ordinary event scores them."""
     bench.pipeline.release = make_release()
-    bench.scorer.fail_next(2)
+    await bench.vectors.encode(make_release(), {hash_text("film"): TextEntry("film")})
+    bench.scorer.fail_next(1)
     await bench.handle(bench.record(make_event(user_id=USER, object_title="film")))
     bench.store.close()
     bench.store = type(bench.store)(bench.folder / "other", bench.spec, cached_users=10)
@@ -335,9 +415,11 @@ async def test_who_takes_over_after_a_new_encoder_encodes_nothing_again(bench: B
 
     async def encoded_after(release: int, partition: int, *titles: str) -> int:
         bench.pipeline.release = make_release(release, encoder=release)
+        bench.store, bench.partition = stores[partition], partition
         for title in titles:
             event = make_event(user_id=UserId(user_on(partition)), object_title=title)
-            await bench.pipeline.handle(stores[partition], partition, [bench.record(event, partition=partition)])
+            await bench.handle(bench.record(event, partition=partition), unread=True)
+            await bench.read()
         return sum(call.size for call in bench.scorer.calls if call.kind == "encode")
 
     assert [await encoded_after(1, one, "film", "coffee") for one in partitions] == [2, 2]
@@ -352,7 +434,7 @@ async def test_who_takes_over_after_a_new_encoder_encodes_nothing_again(bench: B
             for key, value, _ in records
         ]
         rebuilt.restore(changelog, position=len(changelog))
-        bench.pipeline._vectors = TextVectors(bench.scorer)
+        bench.use(TextVectors(bench.scorer))
         assert await encoded_after(2, partition, "film") == 4
         assert (bench.profiles()[-1].data.status, bench.profiles()[-1].data.model.release) == ("fresh", 2)
         rebuilt.close()
@@ -539,10 +621,11 @@ async def test_scores_do_not_depend_on_how_many_vectors_memory_holds(bench: Benc
     events = [make_event(user_id=USER, object_title=f"title {number}") for number in range(12)]
     seen: dict[TextVectors, list[Any]] = {}
     for vectors in (roomy, tight):
-        bench.pipeline._vectors = vectors
+        bench.use(vectors)
         bench.outbox.sent.clear()
         for event in events:
-            await bench.handle(bench.record(event))
+            await bench.handle(bench.record(event), unread=True)
+            await bench.read()
         seen[vectors] = bench.profiles()[-1].data.interests
     assert len(tight.of(1)) <= 2
     assert [one.score for one in seen[tight]] == [one.score for one in seen[roomy]]

@@ -42,9 +42,10 @@ def clock(bench: Bench) -> Clock:
     return made
 
 
-async def act(bench: Bench, title: str = "film", **fields: Any) -> None:
-    """Let the user do something."""
-    await bench.handle(bench.record(make_event(**{"user_id": USER, "object_title": title, **fields})))
+async def act(bench: Bench, title: str = "film", *, unread: bool = False, **fields: Any) -> None:
+    """Let the user do something, with a text that the encoder has read unless it is `unread`."""
+    event = make_event(**{"user_id": USER, "object_title": title, **fields})
+    await bench.handle(bench.record(event), unread=unread)
 
 
 def head_calls(bench: Bench) -> int:
@@ -87,12 +88,16 @@ async def test_so_many_events_are_scored_whatever_is_expected(bench: Bench, cloc
     assert clock.now == 0
 
 
-async def test_a_text_not_seen_before_is_scored_at_once(bench: Bench, clock: Clock) -> None:
-    """It may say anything."""
+async def test_a_text_not_seen_before_is_scored_as_soon_as_it_is_read(bench: Bench, clock: Clock) -> None:
+    """It may say anything, so no limit is waited for."""
     await act(bench)
-    await act(bench, title="a film nobody saw before")
+    await act(bench)
+    await act(bench, unread=True, title="a film nobody saw before")
+    assert not bench.pipeline.postponed.waits(bench.partition, USER)
+    await bench.read()
 
-    assert [one.data.status for one in bench.profiles()] == ["fresh", "fresh"]
+    assert [one.data.status for one in bench.profiles()] == ["fresh", "stale", "stale", "fresh"]
+    assert bench.profiles()[-1].data.scored_revision == 4
     assert clock.now == 0
 
 
@@ -144,7 +149,8 @@ async def test_an_event_that_is_scored_ends_the_waiting(bench: Bench, clock: Clo
     """Nobody is scored at the limit who was scored meanwhile."""
     await act(bench)
     await act(bench)
-    await act(bench, title="something else")
+    await act(bench, title="something else", unread=True)
+    await bench.read()
     clock.now = 1e6
 
     assert bench.pipeline.postponed.due(bench.partition, most=9) == []

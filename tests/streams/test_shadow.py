@@ -109,6 +109,7 @@ async def test_users_scored_again_are_compared_too(bench: Bench) -> None:
     await bench.handle(bench.record(make_event(user_id=USER)))
     watch(bench)
     await bench.pipeline.rescore(bench.store, bench.partition, [USER])
+    await bench.read()
     await bench.shadow.compare_next()
     assert counted(bench).compared == 1
 
