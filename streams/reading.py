@@ -31,11 +31,11 @@ log = logging.getLogger("xplat.worker")
 MOST_WAITING: Final = 10_000
 """Users of a partition who are held here: 100 bytes each."""
 
-_TOGETHER: Final = 32
-"""Texts read at once: a tenth of a second on a CPU, and four calls."""
+_TOGETHER: Final = 256
+"""Users looked at, and texts read, at once: of many texts those of like length go together."""
 
-_LOOKED_AT: Final = 64
-"""Users looked at, and so scored, at once: few, so that a chunk which comes meanwhile does not wait long."""
+_SCORED_TOGETHER: Final = 64
+"""Users: so few that a chunk which comes meanwhile does not wait long."""
 
 _AWAY_S: Final = 1.0
 _IDLE_S: Final = 1.0
@@ -124,21 +124,18 @@ class Reading:
             if not queue.task.done():
                 return []
             self._note(queue, store)
+        if not queue.users:
+            queue.failing = False
         if release is None or self._clock() < queue.again_at:
             return []
-        ready: list[UserId] = []
-        asked: dict[TextHash, TextEntry] = {}
-        for user_id in islice(queue.users, _LOOKED_AT):
-            lacking = self.lacking(store, set(store.user(user_id).window.text_hashes()), release)
-            asked.update(lacking)
-            if not lacking:
-                ready.append(user_id)
-            elif len(asked) >= queue.most:
-                break
+        needed = {one: set(store.user(one).window.text_hashes()) for one in islice(queue.users, _TOGETHER)}
+        lacking = self.lacking(store, set().union(*needed.values()), release)
+        ready = [user_id for user_id, hashes in needed.items() if hashes.isdisjoint(lacking)][:_SCORED_TOGETHER]
         for user_id in ready:
             del queue.users[user_id]
-        if asked:
-            queue.asked = dict(islice(asked.items(), queue.most))
+        if lacking:
+            first = dict.fromkeys(one for hashes in needed.values() for one in hashes if one in lacking)
+            queue.asked = {one: lacking[one] for one in islice(first, queue.most)}
             queue.task = asyncio.create_task(self._vectors.encode(release, queue.asked))
             queue.task.add_done_callback(lambda _: wake())
         return ready

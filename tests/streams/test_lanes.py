@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from streams.lanes import Lanes
+from streams.lanes import Lane, Lanes
 from streams.pipeline import Admitted
 from streams.postponed import Postponed
 from streams.reading import Reading
@@ -20,19 +20,20 @@ from streams.store import PartitionStore
 from streams.suspects import Suspects
 from streams.warming import Warmer
 from xplat_stream.errors import DeliveryError, StateError
-from xplat_stream.event import UserId
+from xplat_stream.event import UserId, hash_text
 from xplat_stream.metrics import Metrics
 from xplat_stream.serving.texts import TextVectors
 from xplat_stream.settings import ScoreSettings, Settings, WorkerSettings
-from xplat_stream.state import Publication, UserState
+from xplat_stream.state import Publication, TextEntry, UserState
 from xplat_stream.taxonomy import load_taxonomy
-from xplat_stream.testing import FakeScorer
-from xplat_stream.window import BehaviorWindow, WindowSpec
+from xplat_stream.testing import FakeScorer, make_event, make_release
+from xplat_stream.window import BehaviorWindow, WindowSpec, row_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.streams.conftest import FakeChangelog
+    from xplat_stream.serving import Release
 
 PATIENCE_S = 60.0
 
@@ -66,7 +67,7 @@ class FakePipeline:
         self.may_go_on.set()
         self.fault: Exception | None = None
         self.poison: int | None = None
-        self.release: SimpleNamespace | None = None
+        self.release: Any = None
         self.withdrawn = 0
         self.postponed = Postponed(ScoreSettings(), load_taxonomy())
         self.reading = Reading(TextVectors(FakeScorer()))
@@ -146,6 +147,45 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110 - conditions of several objects
             await asyncio.sleep(0)
+
+
+async def test_who_waits_for_the_encoder_is_scored_the_moment_it_answers(
+    owned: Callable[..., Lanes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lane that rests until a chunk comes is woken by the answer; until then it handles chunks."""
+    monkeypatch.setattr(Lane, "_idle_s", lambda _: 1e6)
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+    scorer = FakeScorer()
+    encode = scorer.encode
+
+    async def gated(release: Release, texts: Any) -> list[bytes]:
+        asked.set()
+        await may_answer.wait()
+        return await encode(release, texts)
+
+    monkeypatch.setattr(scorer, "encode", gated)
+    pipeline = FakePipeline()
+    pipeline.release = make_release()
+    pipeline.reading = Reading(TextVectors(scorer))
+    lanes = owned(pipeline)
+    await lanes.take_over([0])
+    (store,) = lanes.stores
+    event = make_event(object_title="film")
+    text_hash = hash_text("film")
+    window = BehaviorWindow(store.spec).fold([(event.platform, row_of(event, text_hash))])
+    store.put_text(text_hash, TextEntry("film"))
+    store.put_user(event.user_id, UserState(window, Publication(1, pipeline.release.number)))
+    store.write()
+    pipeline.reading.add(0, [event.user_id])
+    for offset in range(2):
+        await lanes.put(FakeEvent(offset))
+        await until(lambda: len(pipeline.handled) == offset + 1)  # noqa: B023 - awaited here
+        await asked.wait()
+    assert (pipeline.rescored, lanes.unread) == ([], 1)
+    may_answer.set()
+    await until(lambda: pipeline.rescored == [[event.user_id]])
+    assert lanes.unread == 0
+    await lanes.let_go()
 
 
 async def test_chunks_are_handled_in_order_and_then_acknowledged(owned: Callable[..., Lanes]) -> None:
