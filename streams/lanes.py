@@ -43,6 +43,9 @@ log = logging.getLogger("xplat.worker")
 _RESCORED_TOGETHER: Final = 64
 """So few that a chunk which comes meanwhile does not wait long."""
 
+_LOOKED_AT: Final = 1000
+"""Pending users read at once, of whom most wait for something that is known."""
+
 _RESCORE_SOON_S: Final = 0.05
 _RESCORE_LATER_S: Final = 1.0
 _GATHER_S: Final = 1.0
@@ -113,9 +116,10 @@ class Lane:
                 for event in await self._handle(first):
                     event.ack()
                 self.busy = False
+            if not self._suspects:  # whatever a text does is blamed on no record that is handled alone
+                await self._read()
             if self.store.has_pending:
                 await self._rescore()
-            await self._read()
             if self._waiting.empty():
                 await self._migrate()
                 await self._warm()
@@ -139,7 +143,9 @@ class Lane:
     def _idle_s(self) -> float:
         release = self._pipeline.release
         migration_s = self.migration.wait_s(release.number if release else 0, self._pipeline.withdrawn)
-        wait_s = min(migration_s, self.warming.wait_s(), self._pipeline.reading.wait_s(self.partition))
+        wait_s = min(migration_s, self.warming.wait_s())
+        if not self._suspects:
+            wait_s = min(wait_s, self._pipeline.reading.wait_s(self.partition))
         return min(wait_s, self._rescore_in_s) if self.store.has_pending else wait_s
 
     async def _handle(self, event: Any) -> list[Any]:
@@ -202,15 +208,18 @@ class Lane:
     async def _rescore(self) -> None:
         """Score some of those whose limit has come, and of those whom the model server left pending.
 
-        Of the former as many as the last chunk had users, so that no more begin to wait than are scored.
+        Of the former as many as the last chunk had users, so that no more begin to wait than are scored. For the latter
+        it is looked until all have been seen, and then once a second.
         """
         postponed, left = self._pipeline.postponed, 0
         due = postponed.due(self.partition, most=self._due_together)
         scored = await self._pipeline.rescore(self.store, self.partition, due)
         now = time.monotonic()
-        if not postponed.count(self.partition) or now >= self._look_at:
-            left = await self._pipeline.rescore(self.store, self.partition, self._left_pending())
-            self._look_at = now if left else now + _RESCORE_LATER_S
+        if now >= self._look_at:
+            users = self._left_pending()
+            left = await self._pipeline.rescore(self.store, self.partition, users)
+            left += sum(self._pipeline.reading.waits(self.partition, user_id) for user_id in users)
+            self._look_at = now if left and len(users) == _RESCORED_TOGETHER else now + _RESCORE_LATER_S
         if len(due) == self._due_together:
             self._rescore_in_s = 0.0
         else:
@@ -220,22 +229,23 @@ class Lane:
         """Return the next users who are pending and wait for nothing that is known; after a restart, all are such."""
         found: list[UserId] = []
         postponed, reading = self._pipeline.postponed, self._pipeline.reading
-        while len(found) < _RESCORED_TOGETHER:
-            page = self.store.pending(limit=_RESCORED_TOGETHER, after=self._rescored_up_to)
-            self._rescored_up_to = page[-1] if page else None
-            found += [
-                user_id
-                for user_id in page
-                if not postponed.waits(self.partition, user_id) and not reading.waits(self.partition, user_id)
-            ]
-            if len(page) < _RESCORED_TOGETHER:
-                break
-        return found
+        while True:
+            page = self.store.pending(limit=_LOOKED_AT, after=self._rescored_up_to)
+            for user_id in page:
+                self._rescored_up_to = user_id
+                if not postponed.waits(self.partition, user_id) and not reading.waits(self.partition, user_id):
+                    found.append(user_id)
+                    if len(found) == _RESCORED_TOGETHER:
+                        return found
+            if len(page) < _LOOKED_AT:
+                self._rescored_up_to = None
+                return found
 
     async def _read(self) -> None:
         """Score those whose texts were read meanwhile."""
         pipeline = self._pipeline
-        read = pipeline.reading.step(self.store, self.partition, pipeline.release, self._wake)
+        most = self._due_together
+        read = pipeline.reading.step(self.store, self.partition, pipeline.release, self._wake, most=most)
         if read:
             await pipeline.rescore(self.store, self.partition, read)
 
@@ -247,7 +257,8 @@ class Lane:
             scored = await self._pipeline.rescore(self.store, self.partition, users)
             reached("rescore.done")
             self.migration.note(scored)
-            if not scored:
+            reading = self._pipeline.reading
+            if not scored and not any(reading.waits(self.partition, user_id) for user_id in users):
                 self.migration.put_back(users)
 
     async def _warm(self) -> None:

@@ -19,7 +19,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import ceil
 from typing import TYPE_CHECKING, Final
 
@@ -60,9 +60,6 @@ _NAMED_TEXTS: Final = 20_000
 
 _TURN_USERS: Final = 2000
 """Scored and published together at the most: what scores and profiles take of memory is bounded by this."""
-
-_WAITING_ANYWAY: Final = 64
-"""As long as more wait for the encoder, nobody joins them but who was touched: those are read first."""
 
 States = dict[UserId, UserState]
 Causes = Mapping[UserId, Cause]
@@ -157,7 +154,9 @@ class Pipeline:
                 store.reached(end)
             await self._publish(partition, profiles, admitted.users)
             sent, aside = [], []
-        self._shadow.follow(store, partition, admitted.additions, admitted.texts)
+        waits = partial(self.reading.waits, partition)
+        scored = {user_id: rows for user_id, rows in admitted.additions.items() if not waits(user_id)}
+        self._shadow.follow(store, partition, scored, admitted.texts)
         self._vectors.forget_oldest()
         self._metrics.chunks += 1
 
@@ -182,7 +181,7 @@ class Pipeline:
             if state.pending or state.publication.release != release.number
         }
         unread = self._unread(store, states, release)
-        self.reading.add(partition, unread, most=_WAITING_ANYWAY)
+        self.reading.add(partition, unread, touched=False)
         states = {user_id: state for user_id, state in states.items() if user_id not in unread}
         if not states:
             return 0
@@ -203,10 +202,15 @@ class Pipeline:
         self.postponed.discard(partition, states)
         causes: Causes = {user_id: "model" for user_id, state in states.items() if not state.pending}
         profiles = self._scored(store, states, scores, causes, release)
-        for user_id in states:
-            store.put_user(user_id, store.user(user_id))  # as it was remembered
+        scored = {user_id: store.user(user_id) for user_id in states}  # as it was remembered
+        # No chunk is read again where this breaks off: until the profile is out, the user is pending.
+        for user_id, state in states.items():
+            store.put_user(user_id, _pending(state))
         await self.flush(store, partition)
         await self._publish(partition, profiles, {user_id: state.window.end for user_id, state in states.items()})
+        for user_id, state in scored.items():
+            store.put_user(user_id, _next_revision(state))  # of equal revisions the one that is pending counts
+        await self.flush(store, partition)
         self._metrics.rescored += len(profiles) - len(causes)
         self._shadow.follow(store, partition, dict.fromkeys(states, ()), {})
         self._metrics.migrated += len(causes)
@@ -354,7 +358,7 @@ class Pipeline:
                 for user_id, state in states.items()
             ]
         unread = self._unread(store, states, release)
-        self.reading.add(partition, unread)
+        self.reading.add(partition, unread, touched=True)
         now = {user_id: state for user_id, state in states.items() if user_id not in unread}
         later = {user_id: states[user_id] for user_id in unread}
         status: Status = "degraded" if self.reading.failing(partition) else "stale"
@@ -371,8 +375,8 @@ class Pipeline:
     def _unread(self, store: PartitionStore, states: States, release: Release) -> list[UserId]:
         """Return who has a text in the window that the release's encoder has yet to read."""
         needed = {one for state in states.values() for one in state.window.text_hashes()}
-        lacking = self.reading.lacking(store, needed, release)
         self._metrics.texts_seen += len(needed)
+        lacking = self.reading.lacking(store, needed, release)
         self._metrics.texts_encoded = self._vectors.encoded
         if not lacking:
             return []

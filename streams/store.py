@@ -217,7 +217,8 @@ class PartitionStore:
     def texts(self, hashes: Iterable[TextHash]) -> dict[TextHash, TextEntry]:
         """Return the texts this partition holds among `hashes`."""
         wanted = list(hashes)
-        packed = self._get_many([text_key(text_hash) for text_hash in wanted])
+        keys = [text_key(text_hash) for text_hash in wanted]
+        packed = [self._dirty.get(key) or value for key, value in zip(keys, self._get_many(keys), strict=True)]
         found = {
             text_hash: self._held_text(value)
             for text_hash, value in zip(wanted, packed, strict=True)

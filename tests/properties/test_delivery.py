@@ -31,7 +31,9 @@ from tests.histories import (
     play,
 )
 from xplat_stream.event import UserId
+from xplat_stream.kafka.codec import decode_profile
 from xplat_stream.kafka.consumer import partition_for
+from xplat_stream.kafka.topics import PROFILES
 from xplat_stream.state import Publication, UserState, user_key
 from xplat_stream.window import BehaviorWindow
 
@@ -234,6 +236,39 @@ def test_a_crash_at_every_step_and_again_at_every_step(*, scored: bool, prompt: 
                         worker.handle({GOOD[0].topic: 2}, commit=True)
             world.settle()
             world.check()
+
+
+@pytest.mark.parametrize("prompt", [False, True], ids=["written when waited for", "written when handed over"])
+@pytest.mark.parametrize("lost", [False, True], ids=["same disk", "host lost"])
+def test_whoever_waits_for_the_encoder_gets_a_scored_profile(*, prompt: bool, lost: bool) -> None:
+    """Wherever a process ends, between the chunk's acknowledgement and the scored profile too: a successor makes it."""
+    topic, finished = GOOD[0].topic, 0
+    for last in range(1, len(_steps_of_two_chunks(scored=True)) + 1):
+        world = _world(4, seed=last)
+        worker = world.take_over(HOME, prompt=prompt, scored=True)
+        worker.steps.last = last
+        worker.go()
+        for _ in range(2):
+            for begin in (lambda one: one.handle({topic: 2}, commit=True), Worker.rescore):
+                if worker.alive:
+                    begin(worker)
+                    worker.go()
+        finished += world.committed[HOME][topic] == 4
+        worker = world.take_over(HOME, lost=lost, prompt=prompt, scored=True)
+        worker.go()
+        while world.committed[HOME][topic] < 4:
+            worker.handle({topic: 2}, commit=True)
+            worker.go()
+        while worker.store.pending(limit=1):
+            worker.rescore()
+            worker.go()
+        written = world.topics[PROFILES, HOME][-1]
+        assert written is not None
+        assert written.value is not None
+        assert decode_profile(written.value).data.status == "fresh"
+        world.settle()
+        world.check()
+    assert finished > 3, "no process ended after all was acknowledged"
 
 
 @pytest.mark.parametrize("prompt", [False, True], ids=["written when waited for", "written when handed over"])

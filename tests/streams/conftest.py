@@ -223,7 +223,7 @@ class Bench:
         """Let the encoder read what has to be, and score whoever waited for it, until nobody waits any more."""
         reading = self.pipeline.reading
         while True:
-            ready = reading.step(self.store, self.partition, self.pipeline.release, lambda: None)
+            ready = reading.step(self.store, self.partition, self.pipeline.release, lambda: None, most=64)
             if ready:
                 await self.pipeline.rescore(self.store, self.partition, ready)
             elif (queue := reading._queues.get(self.partition)) and queue.task:

@@ -176,7 +176,7 @@ async def test_who_waits_for_the_encoder_is_scored_the_moment_it_answers(
     store.put_text(text_hash, TextEntry("film"))
     store.put_user(event.user_id, UserState(window, Publication(1, pipeline.release.number)))
     store.write()
-    pipeline.reading.add(0, [event.user_id])
+    pipeline.reading.add(0, [event.user_id], touched=True)
     for offset in range(2):
         await lanes.put(FakeEvent(offset))
         await until(lambda: len(pipeline.handled) == offset + 1)  # noqa: B023 - awaited here

@@ -52,20 +52,24 @@ class TextVectors:
 
         Raises what the scorer raises.
         """
-        held = self.of(release.encoder)
+        self.of(release.encoder)
         self.learn(entries)
-        absent = [text_hash for text_hash in entries if text_hash not in held]
-        mine = [text_hash for text_hash in absent if (release.encoder, text_hash) not in self._running]
-        waiting = {self._running[key] for key in ((release.encoder, one) for one in absent) if key in self._running}
-        if mine:
-            task = asyncio.create_task(self._encode(release, {one: entries[one].text for one in mine}))
-            for one in mine:
-                self._running[release.encoder, one] = task
-            waiting.add(task)
-        if waiting:
+        while absent := self.missing(release.encoder, entries):  # again where they were forgotten while one waited
+            mine = [text_hash for text_hash in absent if (release.encoder, text_hash) not in self._running]
+            waiting = {self._running[key] for key in ((release.encoder, one) for one in absent) if key in self._running}
+            if mine:
+                task = asyncio.create_task(self._encode(release, {one: entries[one].text for one in mine}))
+                for one in mine:
+                    self._running[release.encoder, one] = task
+                waiting.add(task)
             # Shielded: another partition may wait for the same texts when this one is taken away.
             await asyncio.shield(asyncio.gather(*waiting))
+        held = self.of(release.encoder)
         return {text_hash: entry.with_vector(release.encoder, held[text_hash]) for text_hash, entry in entries.items()}
+
+    def reads(self, encoder: int, hashes: Iterable[TextHash]) -> bool:
+        """Tell whether the encoder is reading any of the texts now."""
+        return any((encoder, text_hash) in self._running for text_hash in hashes)
 
     async def _encode(self, release: Release, texts: Mapping[TextHash, str]) -> None:
         try:
