@@ -165,7 +165,8 @@ class Reading:
                 store.put_user(user_id, UserState(state.window, state.publication._replace(pending=True)))
             queue.touched.pop(user_id, None)
             queue.others.pop(user_id, None)
-        asked = dict.fromkeys(one for hashes in needed.values() for one in hashes if one in lacking.keys() - refused)
+        wanted = lacking.keys() - refused
+        asked = dict.fromkeys(one for hashes in needed.values() for one in hashes if one in wanted)
         if not asked:
             queue.failing = False
             return

@@ -158,7 +158,7 @@ def test_the_log_in_kafka_is_evaluated_on(own: Settings, tmp_path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
