@@ -194,7 +194,7 @@ class Pipeline:
                 log.warning("a window cannot be scored, its profile stays as it is: %s", error)
                 self.postponed.discard(partition, users)
                 if not held[users[0]].pending:
-                    store.put_user(users[0], _pending(held[users[0]]))
+                    store.put_user(users[0], held[users[0]].left_pending())
                     await self.flush(store, partition)
                 return 0
             half = len(users) // 2
@@ -205,7 +205,7 @@ class Pipeline:
         scored = {user_id: store.user(user_id) for user_id in states}  # as it was remembered
         # No chunk is read again where this breaks off: until the profile is out, the user is pending.
         for user_id, state in states.items():
-            store.put_user(user_id, _pending(state))
+            store.put_user(user_id, state.left_pending())
         await self.flush(store, partition)
         await self._publish(partition, profiles, {user_id: state.window.end for user_id, state in states.items()})
         for user_id, state in scored.items():
@@ -300,7 +300,7 @@ class Pipeline:
             if release is None:
                 store.put_user(user_id, state)
             elif user_id in later:
-                store.put_user(user_id, _pending(state))
+                store.put_user(user_id, state.left_pending())
             else:  # what is written is not written again once it is scored, and has to say by which release it was
                 expected = state.publication.expecting(release.number)
                 store.put_user(user_id, UserState(state.window, expected))
@@ -359,8 +359,7 @@ class Pipeline:
             ]
         unread = self._unread(store, states, release)
         self.reading.add(partition, unread, touched=True)
-        now = {user_id: state for user_id, state in states.items() if user_id not in unread}
-        later = {user_id: states[user_id] for user_id in unread}
+        now, later = {user_id: state for user_id, state in states.items() if user_id not in unread}, unread
         status: Status = "degraded" if self.reading.failing(partition) else "stale"
         try:
             scores = await self._scores(now, release)
@@ -368,21 +367,23 @@ class Pipeline:
             log.debug("%d profiles are degraded: %s", len(states), error)
             scores, now, later, status = [], {}, states, "degraded"
         for user_id, state in later.items():
-            store.put_user(user_id, _pending(state))
+            store.put_user(user_id, state.left_pending())
         profiles = self._scored(store, now, scores, causes, release)
         return profiles + self._with_last_scores(store, later, causes, release, status=status)
 
-    def _unread(self, store: PartitionStore, states: States, release: Release) -> list[UserId]:
-        """Return who has a text in the window that the release's encoder has yet to read."""
+    def _unread(self, store: PartitionStore, states: States, release: Release) -> States:
+        """Return those who have a text in the window that the release's encoder has yet to read."""
         needed = {one for state in states.values() for one in state.window.text_hashes()}
         self._metrics.texts_seen += len(needed)
         lacking = self.reading.lacking(store, needed, release)
         self._metrics.texts_encoded = self._vectors.encoded
         if not lacking:
-            return []
-        return [
-            user_id for user_id, state in states.items() if not lacking.keys().isdisjoint(state.window.text_hashes())
-        ]
+            return {}
+        return {
+            user_id: state
+            for user_id, state in states.items()
+            if not lacking.keys().isdisjoint(state.window.text_hashes())
+        }
 
     async def _scores(self, states: States, release: Release) -> list[list[float]]:
         """Return one list of label scores a user, in order. Raises `TritonUnavailable`, `InvalidScores`."""
@@ -473,10 +474,6 @@ class Pipeline:
 def _next_revision(state: UserState) -> UserState:
     revision, release, scores, pending, scored_revision = state.publication
     return UserState(state.window, Publication(revision + 1, release, scores, pending, scored_revision))
-
-
-def _pending(state: UserState) -> UserState:
-    return UserState(state.window, state.publication._replace(pending=True))
 
 
 def _first_read(record: Record) -> tuple[str, int]:

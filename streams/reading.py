@@ -16,7 +16,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from xplat_stream.errors import InvalidScores, TritonUnavailable
-from xplat_stream.state import UserState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -162,7 +161,7 @@ class Reading:
             elif hashes.isdisjoint(refused):
                 continue
             elif not (state := store.user(user_id)).pending:
-                store.put_user(user_id, UserState(state.window, state.publication._replace(pending=True)))
+                store.put_user(user_id, state.left_pending())
             queue.touched.pop(user_id, None)
             queue.others.pop(user_id, None)
         wanted = lacking.keys() - refused

@@ -136,6 +136,10 @@ class UserState(NamedTuple):
         """Whether the profile still has to be scored."""
         return self.publication.pending
 
+    def left_pending(self) -> Self:
+        """Return it with the profile still to be scored."""
+        return self._replace(publication=self.publication._replace(pending=True))
+
     def glance(self) -> Glance:
         """Return what `glance` says of the packed state."""
         return Glance(self.publication.release, self.pending, self.window.end)

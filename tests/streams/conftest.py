@@ -51,6 +51,17 @@ PARTITIONS = 4
 RECEIVED_MS = 1_900_000_000_000
 
 
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
 class FakeOutbox:
     """Takes what the pipeline publishes; every topic and partition counts its own offsets."""
 
@@ -213,11 +224,9 @@ class Bench:
         release, things = self.pipeline.release, [one.event.object for one in records if one.event is not None]
         if release is not None:
             named = dict(self.pipeline._named(item_text(thing), thing.iab, thing.categories) for thing in things)
-            absent = self.vectors.missing(release.encoder, [one for one, entry in named.items() if entry.text])
-            self.vectors.learn(self.store.texts(absent))
-            absent = self.vectors.missing(release.encoder, absent)
+            texts = {one: entry for one, entry in named.items() if entry.text}
             with suppress(TritonUnavailable, InvalidScores):
-                await self.vectors.encode(release, {one: named[one] for one in absent})
+                await self.vectors.encode(release, texts | self.store.texts(texts))
 
     async def read(self) -> None:
         """Let the encoder read what has to be, and score whoever waited for it, until nobody waits any more."""

@@ -9,7 +9,7 @@ import pytest
 from streams import postponed
 from streams.pipeline import Pipeline
 from streams.postponed import Postponed
-from tests.streams.conftest import user_on
+from tests.streams.conftest import Clock, user_on
 from xplat_stream.event import UserId
 from xplat_stream.settings import ScoreSettings
 from xplat_stream.taxonomy import load_taxonomy
@@ -20,17 +20,6 @@ if TYPE_CHECKING:
 
 USER = UserId("user-1")
 SETTINGS = ScoreSettings(tolerance=0.01, stale_s=60, stale_events=4)
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now
 
 
 @pytest.fixture

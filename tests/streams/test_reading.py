@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from streams import reading as reading_module
 from streams.reading import Reading
 from streams.store import PartitionStore
-from tests.streams.conftest import PARTITIONS, user_on
+from tests.streams.conftest import PARTITIONS, Clock, user_on
 from xplat_stream.errors import InvalidScores
 from xplat_stream.testing import make_event, make_release
 
@@ -22,16 +22,6 @@ if TYPE_CHECKING:
     from xplat_stream.serving import Release
 
 RELEASE = make_release(2)
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now
 
 
 @pytest.fixture
@@ -68,12 +58,8 @@ async def touch(bench: Bench, titles: Sequence[str], first: int = 0) -> list[Use
 
 def fresh(bench: Bench) -> set[str]:
     """Return whose last profile is scored."""
-    return {user for user, one in {one.data.user_id: one.data for one in bench.profiles()}.items() if is_fresh(one)}
-
-
-def is_fresh(profile: Any) -> bool:
-    """Tell whether a profile is scored."""
-    return profile.status == "fresh"
+    last = {one.data.user_id: one.data.status for one in bench.profiles()}
+    return {user_id for user_id, status in last.items() if status == "fresh"}
 
 
 async def test_one_text_of_many_that_cannot_be_read_is_found_in_few_calls(

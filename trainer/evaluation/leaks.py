@@ -58,12 +58,17 @@ def shuffled(study: Study, seed: int = 0) -> Look:
 
     def look(cuts: Cuts) -> Cuts:
         seen = cuts.seeing(shown)
-        rows = np.random.default_rng(seed).permutation(len(cuts))
-        other = np.empty_like(rows)
-        other[rows] = np.roll(rows, 1)  # one round through all of them: nobody keeps the own history
-        return replace(seen, inputs=seen.inputs.take(other))
+        return replace(seen, inputs=seen.inputs.take(_another(len(cuts), seed)))
 
     return look
+
+
+def _another(count: int, seed: int) -> NDArray[np.int64]:
+    """Return for each of so many the place of another, none twice: one round through all, so nobody keeps the own."""
+    drawn = np.random.default_rng(seed).permutation(count)
+    other = np.empty_like(drawn)
+    other[drawn] = np.roll(drawn, 1)
+    return other
 
 
 def check_shuffled(
@@ -87,16 +92,14 @@ def permuted(study: Study, seed: int = 0) -> Study:
     It is the same other person for all cuts of a user, newest for newest: who is known from training stays known.
     """
     train = study.train
-    users, first = np.unique(train.user, return_index=True)
+    users, counts = np.unique(train.user, return_counts=True)
     order = np.lexsort((-train.at, train.user))  # by user, the newest cut first
-    rows = np.split(order, np.sort(first)[1:])
-    rows_of = dict(zip(users.tolist(), rows, strict=True))
-    drawn = np.random.default_rng(seed).permutation(users)
-    other = dict(zip(drawn.tolist(), np.roll(drawn, 1).tolist(), strict=True))  # one round: nobody keeps the own ones
+    rows = np.split(order, np.cumsum(counts)[:-1])
+    others = [rows[place] for place in _another(len(users), seed)]
     taken = np.empty(len(train), np.int64)
-    for user, own in rows_of.items():
-        taken[own] = np.resize(rows_of[other[user]], len(own))  # from the newest again where the other has fewer
-    last = np.array([rows_of[other[user]][0] for user in study.test.user.tolist()])
+    for own, theirs in zip(rows, others, strict=True):
+        taken[own] = np.resize(theirs, len(own))  # from the newest again where the other has fewer
+    last = np.array([others[place][0] for place in np.searchsorted(users, study.test.user)])
     return study._replace(train=_answering(train, train, taken), test=_answering(study.test, train, last))
 
 
